@@ -46,8 +46,8 @@ class LogMel(nn.Module):
         self.max_frames = extractor.nb_max_frames
         self.tail = round(tail_seconds * extractor.sampling_rate / self.hop)
         mel = torch.as_tensor(extractor.mel_filters, dtype=torch.float32).T                  # (F, n_fft / 2 + 1)
-        self.register_buffer("mel", mel.contiguous(), persistent=False)
-        self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
+        self.register_buffer("mel", mel.contiguous())
+        self.register_buffer("window", torch.hann_window(self.n_fft))
 
     def forward(self, audio, lengths):  # (B, S) zero after each end, (B,) -> (B, F, T), (B,)
         frames = (lengths + self.hop - 1) // self.hop
@@ -86,8 +86,8 @@ class Filterbank(nn.Module):
                  extractor): # a `SeamlessM4TFeatureExtractor`
         super().__init__()
         self.stride = extractor.stride
-        self.register_buffer("mel", torch.as_tensor(extractor.mel_filters, dtype=torch.float32), persistent=False)  # (257, F)
-        self.register_buffer("window", torch.as_tensor(extractor.window, dtype=torch.float32), persistent=False)
+        self.register_buffer("mel", torch.as_tensor(extractor.mel_filters, dtype=torch.float32))  # (257, F)
+        self.register_buffer("window", torch.as_tensor(extractor.window, dtype=torch.float32))
 
     def forward(self, audio, lengths):  # (B, S), (B,) -> (B, T, 2F), (B,)
         frames = (1 + (lengths - self.size).div(self.hop, rounding_mode="floor")).clamp(min=self.stride)
@@ -273,6 +273,7 @@ class Backbone(nn.Module):
         config = encoder.config
         self.masked = getattr(config, "feat_extract_norm", "layer") == "layer"    # group norm cannot take a mask
         self.hidden_size, self.n_states = config.hidden_size, config.num_hidden_layers + 1
+        self.frame_rate = 25 if isinstance(encoder, TinyEncoder) else 50              # frames a second
 
     def forward(self, audio, lengths):  # (B, S) zero after each end, (B,) -> list of (B, T, H), (B,)
         with torch.autocast(audio.device.type, enabled=False), torch.no_grad():   # spectra lose their quiet half in 16 bits

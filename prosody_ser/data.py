@@ -182,10 +182,10 @@ EMOTIONS = {
 # %% ../nbs/00_data.ipynb #c028
 def emotion_names(
     utterances,  # the training rows
-    names=None,  # list of names in the order of the indices, or a key of `EMOTIONS`
+    names=None,  # list of names in the order of the indices, or a list with one key of `EMOTIONS`
 ) -> list[str]:
     "The classes of a corpus, in the order of their indices."
-    if names is not None: return list(EMOTIONS.get(names, [names])) if isinstance(names, str) else list(names)
+    if names: return list(EMOTIONS.get(names[0], names) if len(names) == 1 else names)
     seen = [u.emotion for u in utterances if u.emotion is not None]
     strings, numbers = [e for e in seen if isinstance(e, str)], [e for e in seen if isinstance(e, int)]
     if strings and numbers:
