@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NEEDS', 'check_labels', 'load_splits', 'prepare_tokenizer', 'count_infeasible', 'MTLTrainer', 'KeepBest', 'history',
            'write_history', 'plot_history', 'Progress', 'precision', 'selection_metric', 'training_arguments',
-           'build_model', 'build_trainer', 'last_checkpoint', 'run_training', 'finish_run', 'model_card']
+           'build_model', 'build_trainer', 'last_checkpoint', 'fit', 'run_training', 'finish_run', 'model_card']
 
 # %% ../nbs/09_trainer.ipynb #c003
 import json
@@ -43,8 +43,8 @@ def check_labels(
         for task in tasks:
             column, name = NEEDS[task]
             if all(getattr(u, column) is None for u in splits[split]):
-                on = " ".join(f"--use_alpha_{t}" for t in tasks if t != task) or "another head"
-                raise ManifestError(f"{files[split]}: no row has a label for the {name} head ({column} is missing everywhere). Add labels, or leave that head out: {on}.")
+                others = " ".join(f"--use_alpha_{t}" for t in tasks if t != task) or "name other heads"
+                raise ManifestError(f"{files[split]}: no row has a label for the {name} head ({column} is missing everywhere). Add labels, or leave that head out: {others}.")
 
 def load_splits(
     config, # `TrainConfig`
@@ -210,7 +210,7 @@ def plot_history(
         for m in panels[task]: ax.plot([e["epoch"] for e in past["val"]], [e[m] for e in past["val"]], ".-", label=m)
         ax.axhline(past["val"][-1][panels[task][0] + "_floor"], color="0.6", lw=1, ls=":", label=f"floor of {panels[task][0]}")
         ax.axvline(past["best"]["epoch"], color="tab:green", lw=1, alpha=.6)
-    axes[0, 0].set_title("losses", fontsize=10)
+    axes[0, 0].set_title("losses", fontsize=10); axes[0, 0].set_yscale("log")
     for ax, task in zip(axes[0, 1:], shown): ax.set_title(f"{task}, validation", fontsize=10)
     for ax in axes[0]: ax.legend(fontsize=7); ax.set_xlabel("epoch")
     return fig
@@ -260,7 +260,7 @@ def training_arguments(
         dataloader_num_workers=workers, dataloader_pin_memory=config.pin_memory and torch.cuda.is_available(),
         dataloader_prefetch_factor=config.prefetch_factor if workers else None, dataloader_persistent_workers=workers > 0,
         report_to=["wandb"] if config.use_wandb else [], run_name=config.experiment_name, seed=config.seed,
-        remove_unused_columns=False, label_names=["row"])
+        remove_unused_columns=False, label_names=["row"], disable_tqdm=False)
 
 # %% ../nbs/09_trainer.ipynb #c019
 def build_model(
@@ -306,22 +306,31 @@ def last_checkpoint(
         print(f"checkpoints of an earlier run moved to {aside}; add --resume to go on from them instead")
     return None
 
+def fit(
+    config,    # `TrainConfig`
+    data,      # dict: split -> `SpeechDataset`
+    tokenizer, # `SentencePieceTokenizer` or None
+) -> dict:     # the `history`
+    "Train a fresh model and keep the best on validation in `save_dir/best_model`."
+    model = build_model(config, data["train"].names, tokenizer)
+    if model.asr and (n := count_infeasible(data["train"], tokenizer, model.backbone.frame_rate)):
+        print(f"{n} of {len(data['train'])} training transcripts have more tokens than frames and cannot train CTC. A larger --vocab_size gives fewer tokens.")
+    checkpoint = last_checkpoint(config)
+    save_config(config, Path(config.save_dir)/"train_config.json")
+    trainer = build_trainer(config, model, data)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    log, metric = trainer.state.log_history, selection_metric(config)
+    if trainer.is_world_process_zero(): write_history(config.save_dir, log, metric)
+    return history(log, metric)
+
 def run_training(
     config, # `TrainConfig`
 ) -> dict:  # metrics of the best model on the test set
     "Train, keep the best model on validation, test it once, and leave a run folder with everything."
+    selection_metric(config)                                  # a wrong --select_by is said before the data are read
     data = load_splits(config)
-    tokenizer = prepare_tokenizer(config, data["train"].utterances)
-    model = build_model(config, data["train"].names, tokenizer)
-    if model.asr and (n := count_infeasible(data["train"], tokenizer, model.backbone.frame_rate)):
-        print(f"{n} of {len(data['train'])} training transcripts have more tokens than frames and cannot train CTC. A larger --vocab_size gives fewer tokens.")
-    checkpoint, metric = last_checkpoint(config), selection_metric(config)
-    save_config(config, Path(config.save_dir)/"train_config.json")
-    trainer = build_trainer(config, model, data)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    if not trainer.is_world_process_zero(): return {}
-    write_history(config.save_dir, trainer.state.log_history, metric)
-    return finish_run(config, data["test"], history(trainer.state.log_history, metric))
+    past = fit(config, data, prepare_tokenizer(config, data["train"].utterances))
+    return finish_run(config, data["test"], past) if int(os.environ.get("RANK", 0)) == 0 else {}
 
 # %% ../nbs/09_trainer.ipynb #c022
 def finish_run(
