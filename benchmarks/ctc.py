@@ -33,15 +33,16 @@ def inputs(shape: str, H: int, device: str):
 
 
 def clock(step, device: str, repeats: int):
-    "Best wall time of `repeats` calls, in seconds"
+    "Best wall time and best CPU time of `repeats` calls, in seconds; a busy machine spoils the first, less the second"
     import torch
-    best = float('inf')
+    wall, cpu = [], []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         step()
         if device == 'cuda': torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return best
+        wall.append(time.perf_counter() - start)
+        cpu.append(time.process_time() - busy)
+    return min(wall), min(cpu)
 
 
 def peak_bytes(device: str):
@@ -71,7 +72,9 @@ def measure_step(form: str, shape: str, H: int, device: str, repeats: int):
 
     before = peak_bytes(device)
     step()
-    return {'bytes': peak_bytes(device) - before, 'seconds': clock(step, device, repeats), 'loss': losses[-1]}
+    peak = peak_bytes(device) - before
+    wall, cpu = clock(step, device, repeats)
+    return {'bytes': peak, 'seconds': wall, 'cpu': cpu, 'loss': losses[-1]}
 
 
 def measure_decode(V: int, T: int, device: str, repeats: int):
@@ -92,7 +95,7 @@ def measure_decode(V: int, T: int, device: str, repeats: int):
             'beam 10, blank_skip .99': lambda: beam_decode(clear, lengths, blank_skip=0.99),
             'forced alignment': lambda: align_logits(clear, lengths, targets, n)}
     for run in runs.values(): run()
-    return {name: 1e3 * clock(run, device, repeats) for name, run in runs.items()}
+    return {name: 1e3 * clock(run, device, repeats)[0] for name, run in runs.items()}
 
 
 def child(*args):
@@ -110,9 +113,10 @@ def report(shape: str, args):
     B, T, V, L = SHAPES[shape]
     rows = {form: child('step', form, shape, args.hidden, args.device, args.repeats) for form in ('dense', 'lean')}
     print(f'\nB={B} T={T} V={V} L={L} H={args.hidden} {args.device}, all regularisers, forward and backward')
-    for form, r in rows.items(): print(f"  {form:6} {r['bytes'] / 2**20:9.0f} MiB {r['seconds']:8.3f} s   loss {r['loss']:.6f}")
+    for form, r in rows.items(): print(f"  {form:6} {r['bytes'] / 2**20:9.0f} MiB {r['seconds']:8.3f} s {r['cpu']:8.3f} CPU-s   loss {r['loss']:.6f}")
     dense, lean = rows['dense'], rows['lean']
-    print(f"  lean uses 1/{dense['bytes'] / lean['bytes']:.1f} of the memory and {lean['seconds'] / dense['seconds']:.2f} of the time")
+    ratio = {k: lean[k] / dense[k] for k in ('bytes', 'seconds', 'cpu')}
+    print(f"  lean uses 1/{1 / ratio['bytes']:.1f} of the memory, {ratio['seconds']:.2f} of the time, {ratio['cpu']:.2f} of the CPU time")
 
 
 def main():

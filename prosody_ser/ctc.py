@@ -74,7 +74,7 @@ def _total(
     infeasible:torch.Tensor, # (B,) bool
     **weights:float, # a weight for each regulariser
 )->dict: # 'loss' with its gradient, everything else detached
-    "Weigh the terms; a weight of 0 costs no backward pass"
+    "Weigh the terms; one with weight 0 stays out of the graph"
     loss = terms['ctc'] + sum(w * terms[name] for name, w in weights.items() if w)
     return {'loss': loss.to(dtype), **{k: v.detach().to(dtype) for k, v in terms.items()}, 'infeasible': infeasible.sum()}
 
@@ -90,6 +90,7 @@ def _check(
 )->None:
     "Refuse what would give a wrong loss without a word"
     (B, T), V, L = hidden.shape[:2], weight.shape[0], targets.shape[1]
+    if B == 0: raise ValueError('the batch came without rows; leave the CTC term out when no row has a transcript')
     if not 0 <= threshold < 1: raise ValueError(f'blank_threshold came as {threshold}; it is a mean posterior, give 0 <= threshold < 1')
     if not 0 <= blank < V: raise ValueError(f'blank came as {blank}; the weight has {V} tokens, give an id below that')
     if not len(frame_lengths) == len(targets) == len(target_lengths) == B:
