@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BACKBONES', 'ENCODERS', 'FAMILY', 'frame_mask', 'LogMel', 'Waveform', 'Filterbank', 'default_extractor', 'front_end',
-           'ActualLengthWhisper', 'chunk_starts', 'encode_chunked', 'TinyConfig', 'TinyEncoder', 'BackboneError',
-           'encoder_config', 'load_encoder', 'build_encoder', 'Backbone', 'spec_augment']
+           'ActualLengthWhisper', 'chunk_starts', 'encode_chunked', 'TinyConfig', 'RunningNorm', 'TinyEncoder',
+           'BackboneError', 'encoder_config', 'load_encoder', 'build_encoder', 'Backbone', 'spec_augment']
 
 # %% ../nbs/03_backbones.ipynb #c003
 from pathlib import Path
@@ -188,20 +188,42 @@ class TinyConfig(WhisperConfig):
                          encoder_ffn_dim=encoder_ffn_dim, dropout=dropout, max_source_positions=max_source_positions,
                          init_std=init_std, **kwargs)
 
+class RunningNorm(nn.Module):
+    "Zero mean and unit variance for each bin, over all real frames seen in training."
+    def __init__(self,
+                 bins): # F
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(bins))
+        self.register_buffer("square", torch.ones(bins))
+
+    def forward(self, x, valid):  # (B, F, T), (B, 1, T) -> (B, F, T), 0 on padding
+        if self.training: self._see(x.detach(), valid)
+        std = (self.square - self.mean.square()).clamp(min=1e-4).sqrt()
+        return ((x - self.mean[:, None]) / std[:, None]).masked_fill(~valid, 0.0)
+
+    def _see(self, x, valid):
+        "Add a batch to the running figures."
+        n = valid.sum(); total = self.count + n
+        for buffer, value in ((self.mean, x), (self.square, x.square())):
+            buffer.lerp_((value * valid).sum((0, 2)) / n, n / total)
+        self.count.copy_(total)
+
 class TinyEncoder(ActualLengthWhisper):
     "A small log-mel encoder at 25 Hz."
     config_class = TinyConfig
     def __init__(self, config):
         super().__init__(config)
+        self.norm = RunningNorm(config.num_mel_bins)
         self.conv0 = nn.Conv1d(config.num_mel_bins, config.d_model, 3, stride=2, padding=1)
         self.conv1 = nn.Conv1d(config.d_model, config.d_model, 3, padding=1)
         self.post_init()
 
     def embed(self, x, lengths):  # (B, F, T), (B,) -> (B, T / 4, H), (B,)
-        x = F.gelu(self.conv0(x.masked_fill(~frame_mask(lengths, x.shape[2])[:, None], 0.0)))
+        x = F.gelu(self.conv0(self.norm(x, frame_mask(lengths, x.shape[2])[:, None])))
         return super().embed(x, (lengths + 1) // 2)
 
-# %% ../nbs/03_backbones.ipynb #c031
+# %% ../nbs/03_backbones.ipynb #c032
 ENCODERS = {  # architecture, by `model_type` of its config -> (config class, encoder class)
     "whisper": (WhisperConfig, ActualLengthWhisper),
     "wav2vec2": (Wav2Vec2Config, Wav2Vec2Model),
@@ -213,7 +235,7 @@ FAMILY = {"whisper": "whisper", "xlsr": "wav2vec2", "mms": "wav2vec2", "wav2vec2
 class BackboneError(ValueError):
     "A backbone cannot be loaded: the message says why and what to do."
 
-# %% ../nbs/03_backbones.ipynb #c032
+# %% ../nbs/03_backbones.ipynb #c033
 def _prepare(config):
     "No layer dropout: every layer, every step."
     for name in ("layerdrop", "encoder_layerdrop"):
@@ -259,7 +281,7 @@ def build_encoder(
     config_class, encoder_class = ENCODERS[config["model_type"]]
     return encoder_class(_prepare(config_class.from_dict(config)))
 
-# %% ../nbs/03_backbones.ipynb #c033
+# %% ../nbs/03_backbones.ipynb #c034
 class Backbone(nn.Module):
     "Waveforms to the hidden states of every layer."
     def __init__(self,
@@ -300,7 +322,7 @@ class Backbone(nn.Module):
         out = self.encoder(x, attention_mask=mask if self.masked else None, output_hidden_states=True)
         return list(out.hidden_states), frames
 
-# %% ../nbs/03_backbones.ipynb #c035
+# %% ../nbs/03_backbones.ipynb #c036
 def spec_augment(
     x,           # (B, F, T) log-mel
     lengths,     # (B,) valid frames

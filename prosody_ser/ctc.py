@@ -55,8 +55,8 @@ def _terms(
     V:int, # tokens in the vocabulary
     threshold:float, # tau of the blank penalty
     reduction:str, # see `_reduce`
-)->dict: # each unweighted term, and the mean blank posterior under 'blank'
-    "The five terms of the loss from per-frame quantities"
+)->dict: # each unweighted term, the mean blank posterior 'blank', and 'nats': the nll per token, whatever the reduction
+    "The five terms of the loss, and two figures to watch, from per-frame quantities"
     lengths, frames = mask.sum(1), mask.sum().clamp(min=1)                  # (B,), scalar
     spoken = mask & (blank.detach() < 0.5)                                  # (B, T) frames where a token rules
     mean_blank = (blank * mask).sum(1) / lengths.clamp(min=1)               # (B,)
@@ -66,7 +66,8 @@ def _terms(
             'blank_penalty': excess.square().mean(),
             'label_smoothing': (kl * mask).sum() / frames,
             'confidence': -(entropy * spoken).sum() / spoken.sum().clamp(min=1),
-            'blank': (blank * mask).sum() / frames}
+            'blank': (blank * mask).sum() / frames,
+            'nats': nll.sum() / target_lengths.sum().clamp(min=1)}
 
 def _total(
     terms:dict, # from `_terms`
@@ -248,7 +249,7 @@ def regularised_ctc(
     confidence_penalty:float=0.0, # weight of -H on frames where a token rules
     reduction:str='mean', # 'mean', 'mean_frames', 'mean_batch' or 'sum'
     chunk:int|None=None, # frames of logits alive at a time; default: 2**22 logits
-)->dict: # 'loss', and detached 'ctc entropy blank_penalty label_smoothing confidence blank infeasible'
+)->dict: # 'loss', and detached 'ctc entropy blank_penalty label_smoothing confidence blank nats infeasible'
     "Linear layer + CTC + regularisers without the (B, T, V) logits"
     _check(hidden, weight, frame_lengths, targets, target_lengths, blank, blank_threshold)
     V, mask = weight.shape[0], _frame_mask(frame_lengths, hidden.shape[1])  # (B, T)

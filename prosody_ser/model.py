@@ -204,7 +204,7 @@ class ProsodySER(PreTrainedModel):
                                 target_lengths[has], blank=self.config.blank_id, **self.config.ctc)
         out.asr_loss, out.ctc_terms = terms.pop("loss"), terms
         if self.training:
-            old, new = self.asr_nats, terms["ctc"].to(self.asr_nats)
+            old, new = self.asr_nats, terms["nats"].to(self.asr_nats)
             self.asr_nats.copy_(torch.where(old.isinf(), new, 0.95 * old + 0.05 * new))
 
     @torch.no_grad()
