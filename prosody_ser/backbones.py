@@ -189,25 +189,27 @@ class TinyConfig(WhisperConfig):
                          init_std=init_std, **kwargs)
 
 class RunningNorm(nn.Module):
-    "Zero mean and unit variance for each bin, over all real frames seen in training."
+    "Zero mean and unit variance for each feature, over what has been seen in training (a running mean over 100 batches)."
     def __init__(self,
-                 bins): # F
+                 size): # D, features
         super().__init__()
-        self.register_buffer("count", torch.zeros(()))
-        self.register_buffer("mean", torch.zeros(bins))
-        self.register_buffer("square", torch.ones(bins))
+        self.register_buffer("seen", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("square", torch.ones(size))
 
-    def forward(self, x, valid):  # (B, F, T), (B, 1, T) -> (B, F, T), 0 on padding
-        if self.training: self._see(x.detach(), valid)
+    def forward(self, x, valid):  # (..., D), (...) bool -> (..., D), 0 where not valid
+        if self.training: self._see(x.detach()[valid].float())
         std = (self.square - self.mean.square()).clamp(min=1e-4).sqrt()
-        return ((x - self.mean[:, None]) / std[:, None]).masked_fill(~valid, 0.0)
+        return ((x - self.mean) / std).masked_fill(~valid[..., None], 0.0).to(x.dtype)
 
-    def _see(self, x, valid):
-        "Add a batch to the running figures."
-        n = valid.sum(); total = self.count + n
-        for buffer, value in ((self.mean, x), (self.square, x.square())):
-            buffer.lerp_((value * valid).sum((0, 2)) / n, n / total)
-        self.count.copy_(total)
+    @torch.no_grad()
+    def _see(self, x):
+        "Add a batch (N, D), summed over processes, to the running figures."
+        sums = torch.cat([x.new_full((1,), len(x)), x.sum(0), x.square().sum(0)])
+        if torch.distributed.is_available() and torch.distributed.is_initialized(): torch.distributed.all_reduce(sums)
+        n, mean, square = sums[0].clamp(min=1), *(sums[1:] / sums[0].clamp(min=1)).chunk(2)
+        share = torch.maximum(n / (self.seen + n), n.new_tensor(0.01)) * (sums[0] > 0)
+        self.mean.lerp_(mean, share); self.square.lerp_(square, share); self.seen += sums[0]
 
 class TinyEncoder(ActualLengthWhisper):
     "A small log-mel encoder at 25 Hz."
@@ -220,7 +222,7 @@ class TinyEncoder(ActualLengthWhisper):
         self.post_init()
 
     def embed(self, x, lengths):  # (B, F, T), (B,) -> (B, T / 4, H), (B,)
-        x = F.gelu(self.conv0(self.norm(x, frame_mask(lengths, x.shape[2])[:, None])))
+        x = F.gelu(self.conv0(self.norm(x.transpose(1, 2), frame_mask(lengths, x.shape[2])).transpose(1, 2)))
         return super().embed(x, (lengths + 1) // 2)
 
 # %% ../nbs/03_backbones.ipynb #c032
@@ -326,9 +328,9 @@ class Backbone(nn.Module):
 def spec_augment(
     x,           # (B, F, T) log-mel
     lengths,     # (B,) valid frames
-    bands=2,     # frequency bands to hide
-    band=15,     # bins of the widest band
-    stretch=20,  # frames of the longest stretch; one stretch for each 100 frames
+    bands=1,     # frequency bands to hide
+    band=14,     # bins of the widest band
+    stretch=8,   # frames of the longest stretch; one stretch for each 100 frames
 ):               # (B, F, T)
     "Hide random bands and stretches of each utterance with its mean value."
     B, bins, T = x.shape

@@ -17,7 +17,7 @@ from .config import EvaluateConfig, TrainConfig, parse
 from .train import tell, train, where
 
 # %% ../nbs/14_cli.ipynb #c005
-DEMO = dict(backbone="tiny", vocab_size=80, num_epochs=16, batch_size=8, gradient_accumulation_steps=1, backbone_lr=2e-3, head_lr=2e-3,
+DEMO = dict(backbone="tiny", tokenizer_type="char", vocab_size=80, num_epochs=16, lr_scheduler="cosine", batch_size=8, gradient_accumulation_steps=1, backbone_lr=2e-3, head_lr=2e-3,
             alpha_asr=2.0, alpha_prosody=1.0, ctc_blank_penalty=0.0, ctc_entropy_weight=0.0, num_workers=0, early_stopping_patience=0,
             checkpoint_interval=0, eval_steps=0, log_steps=20)
 
@@ -121,3 +121,7 @@ def main(argv=None):
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="what to do; each has its own --help")
     args = parser.parse_args(argv[:1])
     COMMANDS[args.command](argv[1:])
+
+# %% ../nbs/14_cli.ipynb #c009
+#| eval: false
+if __name__ == "__main__": main()

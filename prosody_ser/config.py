@@ -67,6 +67,7 @@ class TrainConfig:
     ablation_epochs: int = _(5, "epochs of each run of the study")
     # since then
     ablation_seeds: int = _(1, "runs of each alpha, with seeds seed, seed + 1, ...")
+    tokenizer_type: str = _("bpe", "kind of pieces of a tokenizer that is trained here; char suits small corpora", choices=["bpe", "unigram", "char"])
     backbone_path: str | None = _(None, "hub id or folder of the backbone's weights; default: the family's usual ones")
     emotion_names: list[str] | None = _(None, "names of the emotion indices in order, or one of: akan, emodb")
     freeze_backbone: bool = _(False, "train the heads only")

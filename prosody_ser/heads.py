@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from .backbones import frame_mask
+from .backbones import RunningNorm, frame_mask
 
 # %% ../nbs/04_heads.ipynb #c006
 class LayerMix(nn.Module):
@@ -59,10 +59,12 @@ class SERHead(nn.Module):
                  dropout=0.1):       # on the pooled vector
         super().__init__()
         self.mix, self.pool = LayerMix(n_states, layer_mix), Pooling(hidden_size, pooling)
-        self.out = nn.Sequential(nn.LayerNorm(self.pool.size), nn.Dropout(dropout), nn.Linear(self.pool.size, num_labels))
+        self.norm = RunningNorm(self.pool.size)
+        self.out = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.pool.size, num_labels))
 
     def forward(self, states, lengths):  # list of (B, T, H), (B,) -> (B, C)
-        return self.out(self.pool(self.mix(states), lengths))
+        pooled = self.pool(self.mix(states), lengths)                                 # (B, H or 2H)
+        return self.out(self.norm(pooled, lengths > 0))
 
 # %% ../nbs/04_heads.ipynb #c015
 class CTCHead(nn.Module):
@@ -105,13 +107,14 @@ class ProsodyHead(nn.Module):
                  layer_mix=True, # learn which layers to read
                  dropout=0.1):   # on the word vectors
         super().__init__()
-        self.mix, self.norm = LayerMix(n_states, layer_mix), nn.LayerNorm(hidden_size)
+        self.mix, self.norm = LayerMix(n_states, layer_mix), RunningNorm(hidden_size)
         self.word = nn.Sequential(nn.Linear(2 * hidden_size + 1, width), nn.GELU(), nn.Dropout(dropout))
         self.lstm = nn.LSTM(width, width // 2, batch_first=True, bidirectional=True)
         self.out = nn.Linear(2 * width, 1)
 
     def forward(self, states, lengths, spans):  # list of (B, T, H), (B,), (B, W, 2) -> (B, W)
-        hidden = self.norm(self.mix(states))
+        hidden = self.mix(states)
+        hidden = self.norm(hidden, frame_mask(lengths, hidden.shape[1]))                  # (B, T, H)
         real = spans[..., 0] >= 0                                                         # (B, W)
         mean, std = span_pool(hidden, spans)
         utterance = Pooling(hidden.shape[-1], "mean")(hidden, lengths)[:, None]

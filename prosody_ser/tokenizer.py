@@ -128,18 +128,20 @@ class SentencePieceTokenizer:
 
     def decode(self, ids) -> str:
         "Text of piece ids; special pieces are left out, `<unk>` shows as ⁇."
-        skip = {self.sp.piece_to_id(p) for p in SPECIAL if p != "<unk>"}
-        return self.sp.decode([int(i) for i in ids if int(i) not in skip]).strip()
+        return " ".join(self.decode_words(ids)[0])
 
     def decode_words(self,
                      ids):  # piece ids
-        "Words of piece ids and, for each piece, the index of its word (a piece that begins with ▁ begins a word)."
-        words, owner = [], []
+        "Words of piece ids and, for each piece, the index of its word, -1 for one that says nothing. ▁ begins a word."
+        words, owner, begin = [], [], True              # begin: the next text starts a word
         for piece in map(self.sp.id_to_piece, (int(i) for i in ids)):
-            if piece.startswith("▁") or not words: words.append("")
-            words[-1] += piece.removeprefix("▁")
-            owner.append(len(words) - 1)
-        return words, owner
+            if piece in SPECIAL and piece != "<unk>": owner.append(-1); continue
+            text = "⁇" if piece == "<unk>" else piece.removeprefix("▁")
+            begin |= piece.startswith("▁")
+            if text and begin: words.append("")
+            owner.append(len(words) - 1 if text else len(words))   # a lone ▁ belongs to the word that it begins
+            if text: words[-1] += text; begin = False
+        return words, [o if o < len(words) else -1 for o in owner]
 
     def save(self,
              path):  # where to write the `.model` file

@@ -20,7 +20,6 @@ import torch
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import ProgressCallback
-from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.notebook import NotebookProgressCallback
 
@@ -70,7 +69,7 @@ def prepare_tokenizer(
             warnings.simplefilter("ignore")     # a loaded tokenizer has the size it has; --vocab_size is for new ones
             return SentencePieceTokenizer(config.vocab_size, model_path=path).load_tokenizer()
     if "asr" not in config.tasks and not config.retrain_tokenizer: return None
-    tokenizer = SentencePieceTokenizer(config.vocab_size, path.with_suffix("")).train_tokenizer([u.text for u in train if u.words])
+    tokenizer = SentencePieceTokenizer(config.vocab_size, path.with_suffix(""), model_type=config.tokenizer_type).train_tokenizer([u.text for u in train if u.words])
     print(f"tokenizer: {len(tokenizer)} pieces trained on the training text, saved to {tokenizer.model_path}")
     return tokenizer
 
@@ -99,11 +98,6 @@ class MTLTrainer(Trainer):
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=model.processor,
                          data_collator=Collator(model.processor.tokenizer), compute_metrics=self._metrics, **kwargs)
 
-    def _get_train_sampler(self, train_dataset=None):
-        "Neighbours in length share a batch, in random order."
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthGroupedSampler(size, lengths=[round(1000 * s) for s in self.train_dataset.seconds])
-
     def create_optimizer(self, model=None):
         "AdamW with two learning rates; weight decay on matrices only."
         if self.optimizer is None:
@@ -112,7 +106,7 @@ class MTLTrainer(Trainer):
                 if p.requires_grad: groups.setdefault((name.startswith("backbone."), p.ndim >= 2), []).append(p)
             self.optimizer = torch.optim.AdamW([
                 dict(params=ps, lr=self.args.learning_rate if backbone else self.head_lr, weight_decay=self.args.weight_decay if decay else 0.0)
-                for (backbone, decay), ps in groups.items()])
+                for (backbone, decay), ps in groups.items()], fused=True)
         return self.optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -255,7 +249,7 @@ def training_arguments(
         output_dir=config.save_dir, per_device_train_batch_size=config.batch_size, per_device_eval_batch_size=config.batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps, num_train_epochs=config.num_epochs,
         learning_rate=config.backbone_lr, warmup_steps=config.warmup_ratio, lr_scheduler_type=config.lr_scheduler,
-        weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, gradient_checkpointing=config.gradient_checkpointing,
+        weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm,
         eval_strategy="epoch", save_strategy="no", save_total_limit=2, logging_steps=config.log_steps, **precision(config.use_amp),
         dataloader_num_workers=workers, dataloader_pin_memory=config.pin_memory and torch.cuda.is_available(),
         dataloader_prefetch_factor=config.prefetch_factor if workers else None, dataloader_persistent_workers=workers > 0,
@@ -274,6 +268,7 @@ def build_model(
                          layer_mix=config.layer_mix, pooling=config.pooling, head_dropout=config.head_dropout, spec_augment=config.spec_augment,
                          prosody_alignment=config.prosody_alignment, whisper_tail_seconds=config.whisper_tail_seconds)
     if config.freeze_backbone: model.backbone.requires_grad_(False)
+    if config.gradient_checkpointing: model.gradient_checkpointing_enable(dict(use_reentrant=False))
     return model
 
 def build_trainer(

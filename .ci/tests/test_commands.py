@@ -1,0 +1,199 @@
+"""The commands, as users type them, each in a process of its own."""
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, SHARED, needs, read, write
+
+TINY = "--backbone tiny --vocab_size 30 --num_epochs 1 --batch_size 4 --gradient_accumulation_steps 1 --num_workers 0 --log_steps 1".split()
+
+
+def command(*argv, cwd=ROOT, **more):
+    """Run `python -m ...` and return its result."""
+    return subprocess.run([sys.executable, "-m", *map(str, argv)], cwd=cwd, capture_output=True, text=True, **more)
+
+
+def manifests(folder):
+    return [x for s in ("train", "val", "test") for x in (f"--{s}_jsonl", folder / f"{s}.jsonl")]
+
+
+def train(corpus, folder, *more, **kwargs):
+    """A quick training run on the small corpus."""
+    return command("prosody_ser.train", "--audio_base_path", corpus, *manifests(corpus), "--tokenizer_path", folder / "tok.model",
+                   "--save_dir", folder / "run", *TINY, *more, **kwargs)
+
+
+def test_train_evaluate_predict(corpus, tmp_path):
+    """Training leaves everything it promises, and evaluation scores what training saved the same."""
+    done = train(corpus, tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    run = tmp_path / "run"
+    for name in ("best_model/model.safetensors", "best_model/tokenizer.model", "best_model/preprocessor_config.json", "best_model/README.md", "best_model.pt",
+                 "training_history.json", "training_history.png", "test_results.json", "results_summary.txt", "train_config.json",
+                 "test/predictions.jsonl", "test/confusion_matrix.png"):
+        assert (run / name).is_file(), name
+    assert "emotion UA" in done.stdout and str(run / "best_model") in done.stdout
+    for checkpoint in (run / "best_model", run / "best_model.pt"):
+        done = command("prosody_ser.evaluate", "--checkpoint_path", checkpoint, "--tokenizer_path", tmp_path / "tok.model", "--audio_base_path", corpus,
+                       "--test_jsonl", corpus / "test.jsonl", "--device", "cpu", "--output_dir", tmp_path / "eval")
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert json.loads((tmp_path / "eval/test_metrics.json").read_text()) == pytest.approx(json.loads((run / "test_results.json").read_text())["metrics"], nan_ok=True)
+    done = command("prosody_ser.cli", "predict", corpus / "test0.wav", "--checkpoint_path", run / "best_model")
+    assert done.returncode == 0 and json.loads(done.stdout)["emotion"] in ("anger", "joy")
+
+
+@pytest.mark.parametrize("heads", ["ser", "asr", "prosody", "ser asr", "ser prosody", "asr prosody"])
+def test_subsets_of_heads(corpus, tmp_path, heads):
+    """Any subset trains, is tested, and reports its own metrics only."""
+    done = train(corpus, tmp_path, *(f"--use_alpha_{h}" for h in heads.split()))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {k.split("/")[0] for k in json.loads((tmp_path / "run/test_results.json").read_text())["metrics"]} == set(heads.split())
+    done = command("prosody_ser.evaluate", "--checkpoint_path", tmp_path / "run/best_model", "--tokenizer_path", tmp_path / "tok.model",
+                   "--audio_base_path", corpus, "--test_jsonl", corpus / "test.jsonl", "--output_dir", tmp_path / "eval")
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def broken(corpus, tmp_path, change, split="train"):
+    """The answer to a run whose manifest was changed: `change(rows)` edits them."""
+    for s in ("train", "val", "test"):
+        shutil.copy(corpus / f"{s}.jsonl", tmp_path)
+    rows = read(tmp_path / f"{split}.jsonl")
+    change(rows)
+    write(tmp_path / f"{split}.jsonl", rows)
+    done = command("prosody_ser.train", "--audio_base_path", corpus, *manifests(tmp_path), "--tokenizer_path", tmp_path / "tok.model", "--save_dir", tmp_path / "run", *TINY)
+    assert done.returncode != 0 and "Traceback" not in done.stderr and not (tmp_path / "run").exists()
+    return done.stderr.splitlines()
+
+
+def edit(**fields):
+    return lambda rows: rows[2].update(fields)
+
+
+BAD = {
+    "missing file": (edit(audio_filepath="gone.wav"), ["train.jsonl:3", "gone.wav", "no such audio file"]),
+    "corrupt audio": (edit(audio_filepath="tok.txt"), ["train.jsonl:3", "tok.txt", "cannot be decoded"]),
+    "empty manifest": (lambda rows: rows.clear(), ["train.jsonl", "empty"]),
+    "length mismatch": (edit(prosody_annotations=[1]), ["train.jsonl:3", "2 words but 1 prosody_annotations"]),
+    "empty word": (edit(words=["a", " "], prosody_annotations=None), ["train.jsonl:3", "non-empty"]),
+    "no labelled row": (lambda rows: [r.update(emotion=None) for r in rows], ["train.jsonl", "no row has a label for the emotion head"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(corpus, tmp_path, name):
+    """One message that names file, line and problem; nothing begun."""
+    (corpus / "tok.txt").write_text("not audio")
+    change, said = BAD[name]
+    message = " ".join(broken(corpus, tmp_path, change))
+    for part in said:
+        assert part in message, message
+
+
+def test_unknown_emotion(corpus, tmp_path):
+    message = " ".join(broken(corpus, tmp_path, edit(emotion="bliss"), "val"))
+    assert "val.jsonl:3: unknown emotion 'bliss'" in message
+
+
+def test_wrong_tokenizer(corpus, tmp_path):
+    """A tokenizer of another size than the checkpoint's is refused."""
+    assert train(corpus, tmp_path).returncode == 0
+    done = command("prosody_ser.cli", "tokenizer", corpus / "train.jsonl", "--tokenizer_path", tmp_path / "other.model", "--vocab_size", "20")
+    assert done.returncode == 0, done.stderr
+    done = command("prosody_ser.evaluate", "--checkpoint_path", tmp_path / "run/best_model", "--tokenizer_path", tmp_path / "other.model",
+                   "--audio_base_path", corpus, "--test_jsonl", corpus / "test.jsonl", "--output_dir", tmp_path / "eval")
+    assert done.returncode and "20 pieces, the checkpoint 30" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_rows_without_a_label_train_the_other_tasks(corpus, tmp_path):
+    """Emotion-only, transcript-only and unlabelled rows join in."""
+    rows = read(corpus / "train.jsonl")
+    for i, r in enumerate(rows):
+        for k in (["emotion"], ["words", "prosody_annotations"], ["prosody_annotations"], [])[i % 4]:
+            r[k] = None
+    write(tmp_path / "train.jsonl", rows)
+    for s in ("val", "test"):
+        shutil.copy(corpus / f"{s}.jsonl", tmp_path)
+    done = command("prosody_ser.train", "--audio_base_path", corpus, *manifests(tmp_path), "--tokenizer_path", tmp_path / "tok.model", "--save_dir", tmp_path / "run", *TINY)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_resume(corpus, tmp_path):
+    """A finished run goes on with --resume to a larger number of epochs."""
+    assert train(corpus, tmp_path, "--checkpoint_interval", "1").returncode == 0
+    done = train(corpus, tmp_path, "--checkpoint_interval", "1", "--num_epochs", "2", "--resume")
+    assert done.returncode == 0, done.stderr[-2000:]
+    history = json.loads((tmp_path / "run/training_history.json").read_text())
+    assert [e["epoch"] for e in history["val"]] == [1, 2] and len(history["train"]) == 6
+
+
+def test_wandb_offline(corpus, tmp_path):
+    """--use_wandb writes an offline run that holds the losses and scores."""
+    import os
+    env = os.environ | dict(WANDB_MODE="offline", WANDB_DIR=str(tmp_path), WANDB_SILENT="true")
+    done = train(corpus, tmp_path, "--use_wandb", "--wandb_project", "proj-x", "--experiment_name", "name-y", cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr[-2000:]
+    saved = b"".join(p.read_bytes() for p in tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    for text in (b"proj-x", b"name-y", b"ser/loss", b"eval/ser/macro_f1"):
+        assert text in saved, text
+
+
+def test_ablation_command(corpus, tmp_path):
+    """The study trains each alpha and the final model."""
+    done = train(corpus, tmp_path, "--run_ablation_study", "--ablation_alphas", "0", "0.5", "--ablation_epochs", "1")
+    assert done.returncode == 0, done.stderr[-2000:]
+    study = json.loads((tmp_path / "run/ablation_results.json").read_text())
+    assert [r["alpha"] for r in study["table"]] == [0.0, 0.5] and (tmp_path / "run/ablation.png").is_file()
+
+
+def test_papermill(tmp_path):
+    """Flags are parameters; a misspelled one raises."""
+    run = lambda *p: subprocess.run(["papermill", "nbs/train.ipynb", str(tmp_path / "out.ipynb"), "--cwd", str(tmp_path), "-p", "save_dir", str(tmp_path / "run"),
+                                     "-p", "num_epochs", "1", *p], cwd=ROOT, capture_output=True, text=True)
+    assert run("-p", "alpha_asr", "0.7").returncode == 0
+    assert json.loads((tmp_path / "run/train_config.json").read_text())["alpha_asr"] == 0.7
+    done = run("-p", "alpha_arc", "0.7")
+    assert done.returncode and "did you mean 'alpha_asr'" in done.stderr
+
+
+def test_demo_learns(tmp_path):
+    """The README's first command: unseen speakers, all three tasks above their marks."""
+    done = command("prosody_ser.cli", "demo", "--save_dir", tmp_path / "demo")
+    assert done.returncode == 0, done.stderr[-2000:]
+    print(done.stdout)
+    metrics = json.loads((tmp_path / "demo/test_results.json").read_text())["metrics"]
+    assert metrics["ser/ua"] >= 0.80 and metrics["prosody/f1"] >= 0.70 and metrics["asr/wer"] <= 0.60, metrics
+
+
+@needs(SHARED / "data/emodb2s")
+def test_users_commands_on_real_speech(tmp_path):
+    """The users' two commands with real pretrained weights, one epoch."""
+    weights = tmp_path / "whisper-tiny"
+    done = subprocess.run([sys.executable, SHARED / "tools/whisper_weights.py", "tiny", weights], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"the pretrained weights could not be made: {done.stderr.splitlines()[-1]}")
+    data, run = SHARED / "data/emodb2s", tmp_path / "emodb"
+    done = command("prosody_ser.train", "--audio_base_path", data, *manifests(data), "--backbone", "whisper", "--backbone_path", weights,
+                   "--tokenizer_path", run / "tok.model", "--retrain_tokenizer", "--vocab_size", 200, "--num_epochs", 1, "--save_dir", run,
+                   "--use_alpha_ser", "--use_alpha_asr", "--use_alpha_prosody")
+    assert done.returncode == 0, done.stderr[-2000:]
+    done = command("prosody_ser.evaluate", "--checkpoint_path", run / "best_model", "--tokenizer_path", run / "tok.model", "--audio_base_path", data,
+                   "--test_jsonl", data / "test.jsonl", "--device", "cpu", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {p.name for p in (tmp_path / "eval_results").iterdir()} == {"test_metrics.json", "eval_config.json", "summary.txt", "predictions.jsonl", "confusion_matrix.png"}
+
+
+@needs(SHARED / "data/akan")
+def test_akan_manifests_and_tokenizer():
+    """The users' real manifests and model load as they are."""
+    from prosody_ser.data import describe, emotion_names, read_manifest
+    from prosody_ser.tokenizer import SentencePieceTokenizer
+    train, val = (read_manifest(SHARED / f"data/akan/{s}.jsonl") for s in ("train", "val"))
+    assert (len(train), len(val)) == (4483, 931)
+    names = emotion_names(train, ["akan"])
+    assert len(emotion_names(train)) == 9 and names[7] == "joy"
+    tokenizer = SentencePieceTokenizer(model_path=SHARED / "data/akan/akan_mtl_tokenizer.model", vocab_size=16000).load_tokenizer()
+    assert (tokenizer.pad_id, tokenizer.blank_id, len(tokenizer)) == (3, 4, 16000)
+    clean = [u for u in train if tokenizer.unk_id not in tokenizer.encode(u.text)]
+    assert len(clean) > 4400 and all(tokenizer.decode(tokenizer.encode_words(u.words)[0]) == u.text for u in clean[:500])

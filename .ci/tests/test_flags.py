@@ -1,0 +1,116 @@
+"""A flag that is accepted changes what happens: each is compared with the same run without it."""
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from prosody_ser.config import TrainConfig
+from prosody_ser.trainer import build_model, build_trainer, load_splits, prepare_tokenizer, training_arguments
+
+RUN = dict(backbone="tiny", vocab_size=30, num_epochs=1, batch_size=4, gradient_accumulation_steps=1, num_workers=0, log_steps=1,
+           backbone_lr=1e-3, head_lr=1e-3, ctc_blank_threshold=0.01)
+
+
+def config(corpus, folder, **more):
+    """A quick run."""
+    manifests = {f"{s}_jsonl": str(corpus / f"{s}.jsonl") for s in ("train", "val", "test")}
+    return TrainConfig(**(dict(audio_base_path=str(corpus), **manifests, tokenizer_path=str(folder / "tok.model"), save_dir=str(folder)) | RUN | more))
+
+
+def trace(corpus, folder, **more):
+    """What can be seen of a run: each step's losses and learning rates, its validations, and how far each part moved."""
+    c = config(corpus, folder, **more)
+    data = load_splits(c)
+    model = build_model(c, data["train"].names, prepare_tokenizer(c, data["train"].utterances))
+    before = {k: v.clone() for k, v in model.named_parameters()}
+    trainer = build_trainer(c, model, data)
+    trainer.train()
+    log = [{k: v for k, v in e.items() if "runtime" not in k and "per_second" not in k} for e in trainer.state.log_history]
+    moved = {k: (v.detach() - before[k]).abs().sum().item() for k, v in model.named_parameters()}
+    return dict(log=log, moved=moved, files=sorted(p.name for p in Path(c.save_dir).iterdir()))
+
+
+@pytest.fixture(scope="module")
+def baseline(corpus, tmp_path_factory):
+    return trace(corpus, tmp_path_factory.mktemp("base"))
+
+
+def test_same_settings_same_run(corpus, baseline, tmp_path):
+    again = trace(corpus, tmp_path)
+    assert json.dumps(again["log"]) == json.dumps(baseline["log"]) and again["moved"] == baseline["moved"]
+
+
+ACTS = dict(
+    alpha_ser=0.5, alpha_asr=0.5, alpha_prosody=0.5, use_alpha_ser=True, use_alpha_asr=True, use_alpha_prosody=True,
+    ctc_entropy_weight=5.0, ctc_blank_penalty=0.0, ctc_blank_threshold=0.0, ctc_label_smoothing=0.5, ctc_confidence_penalty=0.5,
+    ctc_reduction="sum", batch_size=3, num_epochs=2, gradient_accumulation_steps=3, backbone_lr=1e-4, head_lr=1e-4, warmup_ratio=0.9,
+    checkpoint_interval=1, eval_steps=1, log_steps=3, vocab_size=25, tokenizer_type="char", freeze_backbone=True, layer_mix=False, pooling="mean",
+    head_dropout=0.5, spec_augment=False, whisper_tail_seconds=1.0, lr_scheduler="cosine", weight_decay=0.5, max_grad_norm=1e-4, seed=1)
+
+
+@pytest.mark.parametrize("name", ACTS)
+def test_flag_acts(name, corpus, baseline, tmp_path):
+    more = {"num_epochs": 2} if name == "lr_scheduler" else {}
+    reference = trace(corpus, tmp_path / "reference", **more) if more else baseline
+    run = trace(corpus, tmp_path / "run", **(more | {name: ACTS[name]}))
+    assert (run["log"], run["moved"], run["files"]) != (reference["log"], reference["moved"], reference["files"])
+
+
+def test_gradient_checkpointing_computes_layers_twice_and_learns_the_same(corpus, tmp_path):
+    """With it each layer runs once more in the backward pass; the weights end up the same."""
+    calls, moved = {}, {}
+    for on in (False, True):
+        c = config(corpus, tmp_path / str(on), gradient_checkpointing=on, head_dropout=0.0)
+        data = load_splits(c)
+        model = build_model(c, data["train"].names, prepare_tokenizer(c, data["train"].utterances))
+        trainer, n = build_trainer(c, model, data), [0]
+
+        class Count(TrainerCallback):
+            def on_step_begin(self, args, state, control, **kwargs): n[0] = 0
+            def on_pre_optimizer_step(self, args, state, control, **kwargs): calls[on] = n[0]
+
+        model.backbone.encoder.layers[0].self_attn.q_proj.register_forward_hook(lambda *a: n.__setitem__(0, n[0] + 1))
+        trainer.add_callback(Count)
+        trainer.train()
+        moved[on] = model.asr.out.weight.detach().clone()
+    assert calls == {False: 1, True: 2}
+    assert torch.allclose(moved[False], moved[True], atol=1e-5)
+
+
+def test_prosody_alignment(corpus, tmp_path):
+    """With a usable aligner, ctc and uniform read different frames."""
+    c = config(corpus, tmp_path)
+    data = load_splits(c)
+    model = build_model(c, data["train"].names, prepare_tokenizer(c, data["train"].utterances)).eval()
+    batch = build_trainer(c, model, data).data_collator([data["train"][0]])
+    model.asr_nats.fill_(0.0)
+    spans = {}
+    for how in ("ctc", "uniform"):
+        model.config.prosody_alignment = how
+        spans[how] = model(**batch).spans.tolist()
+    assert spans["ctc"] != spans["uniform"]
+    model.config.prosody_alignment = "ctc"
+    model.asr_nats.fill_(99.0)
+    assert model(**batch).spans.tolist() == spans["uniform"]
+
+
+def test_loader_and_precision_flags_reach_the_trainer(corpus, tmp_path, monkeypatch, capsys):
+    """What has no effect on a CPU's numbers is seen in the trainer's arguments."""
+    args = training_arguments(config(corpus, tmp_path, num_workers=2, prefetch_factor=5, experiment_name="mine"))
+    assert (args.dataloader_num_workers, args.dataloader_prefetch_factor, args.run_name) == (2, 5, "mine")
+    if not torch.cuda.is_available():
+        assert "use_amp: no GPU here" in capsys.readouterr().out
+        assert not (args.bf16 or args.fp16 or args.dataloader_pin_memory)
+    from prosody_ser import trainer
+    for bf16, expected in ((True, dict(bf16=True)), (False, dict(fp16=True))):
+        monkeypatch.setattr(trainer.torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(trainer.torch.cuda, "is_bf16_supported", lambda: bf16)
+        assert trainer.precision(True) == expected and trainer.precision(False) == {}
+
+
+def test_select_by(corpus, tmp_path):
+    from prosody_ser.trainer import selection_metric
+    chosen = [selection_metric(config(corpus, tmp_path, **m)) for m in ({}, dict(select_by="asr/wer"), dict(use_alpha_prosody=True))]
+    assert chosen == ["ser/macro_f1", "asr/wer", "prosody/f1"]

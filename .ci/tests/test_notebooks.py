@@ -1,0 +1,17 @@
+"""Every notebook runs from its first cell to its last, in a process of its own."""
+import subprocess
+
+import pytest
+from conftest import ROOT
+
+NOTEBOOKS = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_notebook(notebook):
+    done = subprocess.run(["nbdev_test", "--path", notebook, "--n_workers", "0"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def test_there_are_notebooks():
+    assert len(NOTEBOOKS) > 15
