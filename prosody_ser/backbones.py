@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (AutoConfig, AutoFeatureExtractor, SeamlessM4TFeatureExtractor, Wav2Vec2BertConfig, Wav2Vec2BertModel,
                           Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model, WhisperConfig, WhisperFeatureExtractor)
@@ -167,16 +168,16 @@ def encode_chunked(
     "Encode rows longer than `size` in overlapping chunks and join their frames; shorter rows are encoded as ever."
     cuts = [(row, start, min(size, n - start)) for row, n in enumerate(lengths.tolist()) for start in chunk_starts(n, size, context)]
     width = min(size, x.shape[2])
-    chunks = torch.stack([F.pad(x[r, :, s:s + n], (0, width - n)) for r, s, n in cuts])        # (N, F, size)
-    states, frames = encoder(chunks, torch.tensor([n for *_, n in cuts], device=x.device))
-    total, edge = (lengths + stride - 1) // stride, context // stride
-    def join(state):                                                                          # (N, size / stride, H)
-        out = state.new_zeros(len(x), int(total.max()), state.shape[-1])
-        for (row, start, n), chunk, f in zip(cuts, state, frames.tolist()):
-            skip = edge if start else 0                                   # the chunk before this one had these frames
-            out[row, start // stride + skip:start // stride + f] = chunk[skip:f]
-        return out
-    return [join(s) for s in states], total
+    total, edge, joined = (lengths + stride - 1) // stride, context // stride, None
+    for i in range(0, len(cuts), len(x)):                                  # as many chunks at a time as there are rows
+        some = cuts[i:i + len(x)]
+        chunks = torch.stack([F.pad(x[r, :, s:s + n], (0, width - n)) for r, s, n in some])    # (N, F, size)
+        states, frames = encoder(chunks, torch.tensor([n for *_, n in some], device=x.device))
+        joined = joined or [s.new_zeros(len(x), int(total.max()), s.shape[-1]) for s in states]
+        for (row, start, n), *pieces, f in zip(some, *states, frames.tolist()):
+            skip = edge if start else 0                                    # the chunk before this one had these frames
+            for out, piece in zip(joined, pieces): out[row, start // stride + skip:start // stride + f] = piece[skip:f]
+    return joined, total
 
 # %% ../nbs/03_backbones.ipynb #c029
 class TinyConfig(WhisperConfig):
@@ -270,7 +271,9 @@ def load_encoder(
     encoder_class = ENCODERS[config.model_type][1]
     if path is None: return encoder_class(config), default_extractor(config)
     only_encoder = {r"^(model\.)?encoder\.": ""} if config.model_type == "whisper" else None
-    encoder, info = encoder_class.from_pretrained(path, config=config, dtype=torch.float32, key_mapping=only_encoder, output_loading_info=True)
+    try: encoder, info = encoder_class.from_pretrained(path, config=config, dtype=torch.float32, key_mapping=only_encoder, output_loading_info=True)
+    except (OSError, SafetensorError) as e:
+        raise BackboneError(f"{path}: the weights cannot be read ({str(e).splitlines()[0]}). Download the checkpoint again.") from None
     if missing := sorted(k for k in info["missing_keys"] if "masked_spec_embed" not in k):
         raise BackboneError(f"{path}: {len(missing)} weights of the encoder are missing ({missing[0]} ...). Use a complete checkpoint.")
     try: return encoder, AutoFeatureExtractor.from_pretrained(path)
@@ -311,8 +314,7 @@ class Backbone(nn.Module):
         if self.training and self.spec_augment: x = spec_augment(x, n)
         stride = 4 if isinstance(self.encoder, TinyEncoder) else 2
         size = self.encoder.config.max_source_positions * stride
-        if x.shape[2] > size: return encode_chunked(self.encoder, x, n, size, 100, stride)
-        states, _ = self.encoder(x, n)
+        states, _ = encode_chunked(self.encoder, x, n, size, 100, stride) if x.shape[2] > size else self.encoder(x, n)
         speech = (samples + self.features.hop * stride - 1) // (self.features.hop * stride)
         return [s[:, :int(speech.max())] for s in states], speech
 

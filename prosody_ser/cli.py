@@ -13,11 +13,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from .config import EvaluateConfig, TrainConfig, parse
-from .train import tell, train, where
+from .config import TrainConfig, parse
+from .train import tell, train
 
 # %% ../nbs/14_cli.ipynb #c005
-DEMO = dict(backbone="tiny", tokenizer_type="char", vocab_size=80, num_epochs=16, lr_scheduler="cosine", batch_size=8, gradient_accumulation_steps=1, backbone_lr=2e-3, head_lr=2e-3,
+DEMO = dict(backbone="tiny", tokenizer_type="char", vocab_size=80, num_epochs=14, batch_size=8, gradient_accumulation_steps=1, backbone_lr=2e-3, head_lr=2e-3,
             alpha_asr=2.0, alpha_prosody=1.0, ctc_blank_penalty=0.0, ctc_entropy_weight=0.0, num_workers=0, early_stopping_patience=0,
             checkpoint_interval=0, eval_steps=0, log_steps=20)
 
@@ -50,7 +50,7 @@ def predict(argv):
     parser.add_argument("audio", nargs="+", help="audio files")
     parser.add_argument("--checkpoint_path", required=True, help="best_model folder, best_model.pt, or hub id")
     parser.add_argument("--decode_method", choices=["beam", "greedy"], default="beam", help="how transcripts are read from CTC")
-    parser.add_argument("--device", help="cuda or cpu; default: a GPU if there is one")
+    parser.add_argument("--device", choices=["cuda", "cpu"], help="cuda or cpu; default: a GPU if there is one")
     parser.add_argument("--plot_dir", help="also draw a timeline of each file into this folder")
     args = parser.parse_args(argv)
     def job():
@@ -72,7 +72,8 @@ def audit(argv):
     args = parser.parse_args(argv)
     def job():
         from prosody_ser.data import check_audio, describe, emotion_names, read_manifest
-        splits = {Path(m).stem: read_manifest(m) for m in args.manifests}
+        same = len({Path(m).stem for m in args.manifests}) < len(args.manifests)
+        splits = {m if same else Path(m).stem: read_manifest(m) for m in args.manifests}
         names = emotion_names(next(iter(splits.values())), args.emotion_names)
         seconds = {s: check_audio(us, args.audio_base_path) for s, us in splits.items()} if args.audio_base_path else None
         print(describe(splits, names, seconds))

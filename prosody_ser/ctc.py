@@ -55,7 +55,7 @@ def _terms(
     V:int, # tokens in the vocabulary
     threshold:float, # tau of the blank penalty
     reduction:str, # see `_reduce`
-)->dict: # each unweighted term, the mean blank posterior 'blank', and 'nats': the nll per token, whatever the reduction
+)->dict: # each unweighted term, the mean blank posterior 'blank', and 'nats': the nll per token of feasible rows, NaN if there are none
     "The five terms of the loss, and two figures to watch, from per-frame quantities"
     lengths, frames = mask.sum(1), mask.sum().clamp(min=1)                  # (B,), scalar
     spoken = mask & (blank.detach() < 0.5)                                  # (B, T) frames where a token rules
@@ -67,7 +67,7 @@ def _terms(
             'label_smoothing': (kl * mask).sum() / frames,
             'confidence': -(entropy * spoken).sum() / spoken.sum().clamp(min=1),
             'blank': (blank * mask).sum() / frames,
-            'nats': nll.sum() / target_lengths.sum().clamp(min=1)}
+            'nats': nll.sum() / (target_lengths * (nll > 0)).sum()}
 
 def _total(
     terms:dict, # from `_terms`

@@ -10,7 +10,6 @@ __all__ = ['SAMPLING_RATE', 'MIN_SECONDS', 'EMOTIONS', 'ManifestError', 'Utteran
 # %% ../nbs/00_data.ipynb #c003
 import json
 import math
-import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -86,8 +85,11 @@ def read_manifest(
     path = Path(path)
     if not path.is_file():
         raise ManifestError(f"{path}: no such manifest. Check the path (the current folder is {Path.cwd()}).")
-    with path.open(encoding="utf-8-sig") as f:
-        rows = [_parse_line(line, f"{path}:{i}") for i, line in enumerate(f, 1) if line.strip()]
+    try: lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as e:
+        line = path.read_bytes()[:e.start].count(b"\n") + 1
+        raise ManifestError(f"{path}:{line}: not UTF-8. Save the manifest as UTF-8.") from None
+    rows = [_parse_line(line, f"{path}:{i}") for i, line in enumerate(lines, 1) if line.strip()]
     if not rows: raise ManifestError(f"{path}: the manifest is empty. It needs at least one utterance.")
     return rows
 
@@ -196,9 +198,10 @@ def emotion_names(
 # %% ../nbs/00_data.ipynb #c029
 def emotion_ids(
     utterances,  # list of `Utterance`
-    names,       # the classes, from `emotion_names`
+    names,       # the classes, from `emotion_names`; None: emotions are not looked at
 ) -> list[int]:  # one index an utterance, -100 where there is no label
     "Indices of the emotions. Raises `ManifestError` for an emotion that is not in `names`."
+    if not names: return [-100] * len(utterances)                       # no emotion head, no emotions
     index = {n: i for i, n in enumerate(names)}
     def one(u):
         if u.emotion is None: return -100
@@ -240,16 +243,17 @@ def shared_groups(
 # %% ../nbs/00_data.ipynb #c035
 def describe(
     splits,     # dict: name of the split -> list of `Utterance`
-    names,      # the emotion classes
+    names,      # the emotion classes, or None
     seconds=None, # dict: name of the split -> seconds of each utterance, from `check_audio`
 ) -> str:
     "A table of rows, hours, words, prominence and emotions, one column a split, with what to beware of below."
+    names = names or []
     def column(split, us):
         ids, marks = Counter(emotion_ids(us, names)), [m for u in us for m in u.prosody_annotations or []]
         time = [f"{sum(seconds[split]) / 60:.1f}", f"{np.median(seconds[split]):.1f}"] if seconds else ["-", "-"]
         return [split, len(us), *time, len({g for u in us if (g := group_of(u))}), sum(len(u.words or []) for u in us),
-                f"{100 * np.mean(marks):.0f} %" if marks else "none", *[ids[i] for i in range(len(names))], ids[-100]]
-    head = ["", "utterances", "minutes", "median seconds", "speakers or films", "words", "prominent words", *names, "(no emotion)"]
+                f"{100 * np.mean(marks):.0f} %" if marks else "none", *[ids[i] for i in range(len(names))], *([ids[-100]] if names else [])]
+    head = ["", "utterances", "minutes", "median seconds", "speakers or films", "words", "prominent words", *names, *(["(no emotion)"] if names else [])]
     cols = [head] + [[str(c) for c in column(s, us)] for s, us in splits.items() if us]
     widths = [max(map(len, c)) for c in cols]
     lines = ["  ".join([r[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(r[1:], widths[1:])]) for r in zip(*cols)]
@@ -285,7 +289,7 @@ class SpeechDataset:
     def __init__(self,
                  utterances,      # list of `Utterance`
                  audio_base_path, # folder of the audio
-                 names,           # emotion classes, from `emotion_names`
+                 names,           # emotion classes, from `emotion_names`; None: no emotions
                  seconds=None):   # float (N,): lengths from `check_audio`; checked here when None
         self.utterances, self.audio_base_path, self.names = utterances, audio_base_path, names
         self.emotions = emotion_ids(utterances, names)

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from transformers import (AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel, SeamlessM4TFeatureExtractor,
                           Wav2Vec2FeatureExtractor, WhisperFeatureExtractor)
 from transformers.utils import ModelOutput, cached_file
 
 from .backbones import Backbone, build_encoder, load_encoder
 from .ctc import forced_align, label_emissions, regularised_ctc, uniform_spans, word_spans
-from .heads import CTCHead, ProsodyHead, SERHead
+from .heads import CTCHead, ProsodyHead, SERHead, level
 from .tokenizer import SentencePieceTokenizer, TokenizerError
 
 # %% ../nbs/06_model.ipynb #c006
@@ -106,7 +107,7 @@ class Collator:
             target_lengths=torch.tensor([len(ids) for ids, _ in encoded]),                      # (B,)
             token_word=_pad([torch.tensor(owner, dtype=torch.long) for _, owner in encoded]),   # (B, L)
             word_counts=torch.tensor([len(r["words"] or []) for r in rows]),                    # (B,)
-            prosody=_pad([torch.tensor(r["prosody"] or [-100] * len(r["words"] or []), dtype=torch.long) for r in rows]),  # (B, W)
+            prosody=_pad([torch.tensor(r["prosody"] or [-100] * max(1, len(r["words"] or [])), dtype=torch.long) for r in rows]),  # (B, W)
             row=torch.tensor([r["row"] for r in rows]))                                         # (B,)
 
 def _pad(rows, value=-100):
@@ -179,14 +180,19 @@ class ProsodySER(PreTrainedModel):
         super().save_pretrained(folder, **kwargs)
         if self.processor: self.processor.save_pretrained(folder)
 
+    def encode(self, audio, audio_lengths):  # (B, S), (B,) -> list of (B, T, H), (B,)
+        "Hidden states for the heads."
+        states, lengths = self.backbone(audio, audio_lengths)
+        return (level(states) if self.config.layer_mix else states), lengths
+
     def forward(self, audio, audio_lengths, emotion=None, targets=None, target_lengths=None, token_word=None,
                 word_counts=None, prosody=None, row=None):
-        states, lengths = self.backbone(audio, audio_lengths)                   # L+1 x (B, T, H), (B,)
+        states, lengths = self.encode(audio, audio_lengths)                     # L+1 x (B, T, H), (B,)
         out = ProsodySEROutput(lengths=lengths)
         if self.ser: self._emotion(out, states, emotion)
         hidden = self.asr(states) if self.asr else None                         # (B, T, H)
         if self.asr: self._transcript(out, hidden, targets, target_lengths)
-        if self.prosody and word_counts is not None and prosody.shape[1]:
+        if self.prosody and word_counts is not None:
             out.spans = self.place_words(hidden, lengths, targets, target_lengths, token_word, word_counts)
             self._prominence(out, states, prosody)
         out.loss = self._weigh(out, states)
@@ -206,22 +212,31 @@ class ProsodySER(PreTrainedModel):
         out.asr_loss, out.ctc_terms = terms.pop("loss"), terms
         if self.training:
             old, new = self.asr_nats, terms["nats"].to(self.asr_nats)
-            self.asr_nats.copy_(torch.where(old.isinf(), new, 0.95 * old + 0.05 * new))
+            known = torch.where(old.isinf(), new, 0.95 * old + 0.05 * new)
+            self.asr_nats.copy_(torch.where(new.isnan(), old, known))            # NaN: no transcript fitted its frames
+
+    @torch.no_grad()
+    def align_words(self, hidden, lengths, targets, target_lengths, token_word, word_counts):
+        "Frames (B, W, 2) of each word by CTC alignment, and which rows (B,) it could place; an even split for the others."
+        even = uniform_spans(lengths, word_counts, max(1, int(word_counts.max())))
+        if self.asr is None or self.asr_nats > USABLE_NATS: return even, torch.zeros_like(lengths, dtype=torch.bool)
+        label, blank = label_emissions(hidden, self.asr.out.weight, self.asr.out.bias, targets, self.config.blank_id)
+        spans = word_spans(forced_align(label, blank, lengths, targets, target_lengths), token_word, even.shape[1])
+        placed = ((spans[..., 0] >= 0) | (even[..., 0] < 0)).all(1)              # every word found its frames
+        return torch.where(placed[:, None, None], close_gaps(spans, lengths), even), placed
 
     @torch.no_grad()
     def place_words(self, hidden, lengths, targets, target_lengths, token_word, word_counts):
-        "Frames (B, W, 2) of each word: by CTC alignment where it is usable, else an even split."
-        even = uniform_spans(lengths, word_counts, int(word_counts.max()))
-        if self.asr is None or self.config.prosody_alignment != "ctc" or self.asr_nats > USABLE_NATS: return even
-        label, blank = label_emissions(hidden, self.asr.out.weight, self.asr.out.bias, targets, self.config.blank_id)
-        spans = word_spans(forced_align(label, blank, lengths, targets, target_lengths), token_word, even.shape[1])
-        whole = ((spans[..., 0] >= 0) | (even[..., 0] < 0)).all(1)               # every word found its frames
-        whole &= target_lengths >= USABLE_TOKENS * word_counts
-        return torch.where(whole[:, None, None], close_gaps(spans, lengths), even)
+        "Frames (B, W, 2) that the prosody head reads: by CTC alignment where it is usable, else an even split."
+        even = uniform_spans(lengths, word_counts, max(1, int(word_counts.max())))
+        if self.config.prosody_alignment != "ctc": return even
+        spans, placed = self.align_words(hidden, lengths, targets, target_lengths, token_word, word_counts)
+        fine = placed & (target_lengths >= USABLE_TOKENS * word_counts)
+        return torch.where(fine[:, None, None], spans, even)
 
     def _prominence(self, out, states, prosody):
         out.prosody_logits = self.prosody(states, out.lengths, out.spans)       # (B, W)
-        labelled = prosody >= 0
+        labelled = prosody >= 0 if prosody is not None else torch.zeros_like(out.prosody_logits, dtype=torch.bool)
         if labelled.any():
             out.prosody_loss = F.binary_cross_entropy_with_logits(out.prosody_logits[labelled].float(), prosody[labelled].float())
 
@@ -237,7 +252,7 @@ AutoModel.register(ProsodySERConfig, ProsodySER)
 
 # %% ../nbs/06_model.ipynb #c020
 def create_model(
-    names,          # list of emotions
+    names,          # list of emotions, or None without an SER head
     tokenizer=None, # `SentencePieceTokenizer`; needed with an ASR head
     backbone="tiny", # whisper, xlsr, mms, wav2vec2-bert or tiny
     backbone_path=None, # hub id or folder; None: the family's default
@@ -247,7 +262,7 @@ def create_model(
     encoder, extractor = load_encoder(backbone, backbone_path)
     if tokenizer: options |= dict(vocab_size=len(tokenizer), blank_id=tokenizer.blank_id)
     config = ProsodySERConfig(backbone=backbone, encoder=encoder.config.to_dict(), feature_extractor=_settings(extractor),
-                              id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)}, **options)
+                              **(dict(id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)}) if names else {}), **options)
     model = ProsodySER(config, encoder)
     model.processor = ProsodySERProcessor(tokenizer, extractor)
     return model
@@ -294,7 +309,9 @@ def load_checkpoint(
             raise CheckpointError(f"{path}: no checkpoint there. Give the best_model folder that training wrote, its best_model.pt, or a hub id.") from None
         if not isinstance(config, ProsodySERConfig):
             raise CheckpointError(f"{path} is a {config.model_type!r} model, not one trained by this package. To start from it, train with --backbone_path {path}.")
-        model = ProsodySER.from_pretrained(path, dtype=torch.float32)
+        try: model = ProsodySER.from_pretrained(path, dtype=torch.float32)
+        except (OSError, SafetensorError) as e:
+            raise CheckpointError(f"{path}: the weights cannot be read ({str(e).splitlines()[0]}). Copy the checkpoint again.") from None
         processor = ProsodySERProcessor.from_pretrained(path, config)
     model.processor = processor
     return model.eval()

@@ -106,7 +106,7 @@ def test_loader_and_precision_flags_reach_the_trainer(corpus, tmp_path, monkeypa
     from prosody_ser import trainer
     for bf16, expected in ((True, dict(bf16=True)), (False, dict(fp16=True))):
         monkeypatch.setattr(trainer.torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(trainer.torch.cuda, "is_bf16_supported", lambda: bf16)
+        monkeypatch.setattr(trainer.torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
         assert trainer.precision(True) == expected and trainer.precision(False) == {}
 
 
