@@ -21,7 +21,7 @@ def _(default, help, **more):
 
 LOW = dict(vocab_size=6, batch_size=1, num_epochs=1, gradient_accumulation_steps=1, log_steps=1, prefetch_factor=1, ablation_epochs=1,
            ablation_seeds=1, beam_width=1)                      # the least value of a number; the others may be 0
-HIGH = dict(ctc_blank_threshold=0.99, warmup_ratio=0.99, head_dropout=0.99, whisper_tail_seconds=30)
+HIGH = dict(character_coverage=1.0, ctc_blank_threshold=0.99, warmup_ratio=0.99, head_dropout=0.99, whisper_tail_seconds=30)
 
 class ConfigError(ValueError):
     "A setting that cannot work: the message names it, what is allowed and what to do."
@@ -90,6 +90,7 @@ class TrainConfig:
     # since then
     ablation_seeds: int = _(1, "runs of each alpha, with seeds seed, seed + 1, ...")
     tokenizer_type: str = _("bpe", "kind of pieces of a tokenizer that is trained here; char suits small corpora", choices=["bpe", "unigram", "char"])
+    character_coverage: float | None = _(None, "share of the characters that a new tokenizer covers; default: 0.995, all for char")
     backbone_path: str | None = _(None, "hub id or folder of the backbone's weights; default: the family's usual ones")
     emotion_names: list[str] | None = _(None, "names of the emotion indices in order, or one of: akan, emodb")
     freeze_backbone: bool = _(False, "train the heads only")

@@ -49,9 +49,10 @@ class SentencePieceTokenizer:
                  model_prefix="akan_mtl_tokenizer", # where `train_tokenizer` saves: `<model_prefix>.model`
                  model_path=None,                   # an existing `.model` file for `load_tokenizer`
                  model_type="bpe",                  # bpe, unigram or char
-                 character_coverage=0.995):         # share of the text's characters that get a piece; rarer ones are `<unk>`
+                 character_coverage=None):          # share of the text's characters that get a piece; rarer ones are `<unk>`; None: all for char, else 0.995
         self.vocab_size, self.model_prefix, self.model_path = vocab_size, str(model_prefix), model_path
-        self.model_type, self.character_coverage, self.sp = model_type, character_coverage, None
+        self.character_coverage = character_coverage or (1.0 if model_type == "char" else 0.995)
+        self.model_type, self.sp = model_type, None
 
     def train_tokenizer(self,
                         text_data): # a list of sentences, or the path of a text file with one a line

@@ -73,7 +73,8 @@ def prepare_tokenizer(
         return tokenizer
     if "asr" not in config.tasks and not config.retrain_tokenizer: return None
     if path.suffix != ".model": raise TokenizerError(f"--tokenizer_path {path}: a new tokenizer's name must end in .model.")
-    tokenizer = SentencePieceTokenizer(config.vocab_size, path.with_suffix(""), model_type=config.tokenizer_type).train_tokenizer([u.text for u in train if u.words])
+    tokenizer = SentencePieceTokenizer(config.vocab_size, path.with_suffix(""), model_type=config.tokenizer_type,
+                                      character_coverage=config.character_coverage).train_tokenizer([u.text for u in train if u.words])
     print(f"tokenizer: {len(tokenizer)} pieces trained on the training text, saved to {tokenizer.model_path}")
     return tokenizer
 

@@ -46,7 +46,7 @@ ACTS = dict(
     alpha_ser=0.5, alpha_asr=0.5, alpha_prosody=0.5, use_alpha_ser=True, use_alpha_asr=True, use_alpha_prosody=True,
     ctc_entropy_weight=5.0, ctc_blank_penalty=0.0, ctc_blank_threshold=0.0, ctc_label_smoothing=0.5, ctc_confidence_penalty=0.5,
     ctc_reduction="sum", batch_size=3, num_epochs=2, gradient_accumulation_steps=3, backbone_lr=1e-4, head_lr=1e-4, warmup_ratio=0.9,
-    checkpoint_interval=1, eval_steps=1, log_steps=3, vocab_size=25, tokenizer_type="char", freeze_backbone=True, layer_mix=False, pooling="mean",
+    checkpoint_interval=1, eval_steps=1, log_steps=3, vocab_size=25, tokenizer_type="char", character_coverage=0.8, freeze_backbone=True, layer_mix=False, pooling="mean",
     head_dropout=0.5, spec_augment=False, whisper_tail_seconds=1.0, lr_scheduler="cosine", weight_decay=0.5, max_grad_norm=1e-4, seed=1)
 
 
@@ -81,7 +81,7 @@ def test_gradient_checkpointing_computes_layers_twice_and_learns_the_same(corpus
 
 def test_prosody_alignment(corpus, tmp_path):
     """With a usable aligner, ctc and uniform read different frames."""
-    c = config(corpus, tmp_path)
+    c = config(corpus, tmp_path, tokenizer_type="char")
     data = load_splits(c)
     model = build_model(c, data["train"].names, prepare_tokenizer(c, data["train"].utterances)).eval()
     batch = build_trainer(c, model, data).data_collator([data["train"][0]])
