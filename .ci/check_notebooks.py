@@ -1,9 +1,17 @@
-"""Fails for a notebook that is over 200 KB, holds an error, or was committed without having been run."""
+"""Fails for a notebook that is over 200 KB, holds an error, was committed without having been run, or mixes imports with work
+in a cell that is not exported (building the documentation executes every cell with an import)."""
+import ast
 import json
 import sys
 from pathlib import Path
 
 NBS = Path(__file__).parent.parent / "nbs"
+
+
+def mixed(source):
+    """Whether a cell both imports and works."""
+    imports = [isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse(source).body]
+    return any(imports) and not all(imports)
 
 
 def problems(path):
@@ -14,6 +22,9 @@ def problems(path):
         yield f"{path.stat().st_size // 1024} KB; keep it under 200, with smaller figures"
     if any(o["output_type"] == "error" for c in code for o in c["outputs"]):
         yield "an output is an error"
+    sources = ["".join(c["source"]) for c in code]
+    if any("#| export" in s for s in sources) and (bad := [s for s in sources if "#| export" not in s and mixed(s)]):
+        yield f"imports and work in one cell: {bad[0].splitlines()[-1][:60]!r}"
     if any("print(" in "".join(c["source"]) for c in code) and not any(c["outputs"] for c in code):
         yield "it prints, but holds no output: run it before committing"
 

@@ -19,7 +19,7 @@ from transformers import (AutoConfig, AutoFeatureExtractor, SeamlessM4TFeatureEx
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-# %% ../nbs/03_backbones.ipynb #c005
+# %% ../nbs/03_backbones.ipynb #c006
 BACKBONES = {  # what --backbone means when no --backbone_path is given
     "whisper": "openai/whisper-large-v3",
     "xlsr": "facebook/wav2vec2-xls-r-300m",
@@ -28,7 +28,7 @@ BACKBONES = {  # what --backbone means when no --backbone_path is given
     "tiny": None,
 }
 
-# %% ../nbs/03_backbones.ipynb #c007
+# %% ../nbs/03_backbones.ipynb #c008
 def frame_mask(
     lengths, # (B,) valid frames of each row
     size,    # T
@@ -36,7 +36,7 @@ def frame_mask(
     "Which frames are real."
     return torch.arange(size, device=lengths.device)[None] < lengths[:, None]
 
-# %% ../nbs/03_backbones.ipynb #c009
+# %% ../nbs/03_backbones.ipynb #c010
 class LogMel(nn.Module):
     "Whisper's log-mel spectrogram of a padded batch; equals `WhisperFeatureExtractor` on its frames."
     def __init__(self,
@@ -62,7 +62,7 @@ class LogMel(nn.Module):
         peak = log.masked_fill(~valid, -10.0).amax((1, 2), keepdim=True)
         return (torch.maximum(log.masked_fill(~valid, -10.0), peak - 8) + 4) / 4, frames
 
-# %% ../nbs/03_backbones.ipynb #c011
+# %% ../nbs/03_backbones.ipynb #c012
 class Waveform(nn.Module):
     "Zero-mean unit-variance waveforms; equals `Wav2Vec2FeatureExtractor`."
     def __init__(self,
@@ -78,7 +78,7 @@ class Waveform(nn.Module):
         variance = centred.square().sum(1, keepdim=True) / lengths[:, None]
         return centred / (variance + 1e-7).sqrt(), lengths
 
-# %% ../nbs/03_backbones.ipynb #c013
+# %% ../nbs/03_backbones.ipynb #c014
 class Filterbank(nn.Module):
     "Kaldi filterbank in stacked pairs; equals `SeamlessM4TFeatureExtractor`."
     size, hop, n_fft = 400, 160, 512   # samples at 16 kHz
@@ -112,7 +112,7 @@ class Filterbank(nn.Module):
         size = int(frames.max())
         return x[:, :size * self.stride].reshape(len(x), size, -1), frames
 
-# %% ../nbs/03_backbones.ipynb #c014
+# %% ../nbs/03_backbones.ipynb #c015
 def default_extractor(
     config, # configuration of an encoder
 ):          # the stock feature extractor of that architecture
@@ -129,7 +129,7 @@ def front_end(
     if isinstance(extractor, WhisperFeatureExtractor): return LogMel(extractor, tail_seconds)
     return Filterbank(extractor) if isinstance(extractor, SeamlessM4TFeatureExtractor) else Waveform(extractor)
 
-# %% ../nbs/03_backbones.ipynb #c021
+# %% ../nbs/03_backbones.ipynb #c022
 class ActualLengthWhisper(WhisperEncoder):
     "Whisper's encoder for any length up to its position table; returns all hidden states."
     def embed(self, x, lengths):  # (B, F, T), (B,) -> (B, T', H), (B,)
@@ -146,7 +146,7 @@ class ActualLengthWhisper(WhisperEncoder):
         for layer in self.layers: states.append(layer(states[-1], mask))
         return states[:-1] + [self.layer_norm(states[-1])], lengths
 
-# %% ../nbs/03_backbones.ipynb #c026
+# %% ../nbs/03_backbones.ipynb #c027
 def chunk_starts(
     length,   # frames of one utterance
     size,     # frames the encoder can take
@@ -179,7 +179,7 @@ def encode_chunked(
             for out, piece in zip(joined, pieces): out[row, start // stride + skip:start // stride + f] = piece[skip:f]
     return joined, total
 
-# %% ../nbs/03_backbones.ipynb #c029
+# %% ../nbs/03_backbones.ipynb #c030
 class TinyConfig(WhisperConfig):
     "Configuration of `TinyEncoder`: Whisper's, small."
     model_type = "prosody_ser_tiny"
@@ -226,7 +226,7 @@ class TinyEncoder(ActualLengthWhisper):
         x = F.gelu(self.conv0(self.norm(x.transpose(1, 2), frame_mask(lengths, x.shape[2])).transpose(1, 2)))
         return super().embed(x, (lengths + 1) // 2)
 
-# %% ../nbs/03_backbones.ipynb #c032
+# %% ../nbs/03_backbones.ipynb #c033
 ENCODERS = {  # architecture, by `model_type` of its config -> (config class, encoder class)
     "whisper": (WhisperConfig, ActualLengthWhisper),
     "wav2vec2": (Wav2Vec2Config, Wav2Vec2Model),
@@ -238,7 +238,7 @@ FAMILY = {"whisper": "whisper", "xlsr": "wav2vec2", "mms": "wav2vec2", "wav2vec2
 class BackboneError(ValueError):
     "A backbone cannot be loaded: the message says why and what to do."
 
-# %% ../nbs/03_backbones.ipynb #c033
+# %% ../nbs/03_backbones.ipynb #c034
 def _prepare(config):
     "No layer dropout: every layer, every step."
     for name in ("layerdrop", "encoder_layerdrop"):
@@ -286,7 +286,7 @@ def build_encoder(
     config_class, encoder_class = ENCODERS[config["model_type"]]
     return encoder_class(_prepare(config_class.from_dict(config)))
 
-# %% ../nbs/03_backbones.ipynb #c034
+# %% ../nbs/03_backbones.ipynb #c035
 class Backbone(nn.Module):
     "Waveforms to the hidden states of every layer."
     def __init__(self,
@@ -326,7 +326,7 @@ class Backbone(nn.Module):
         out = self.encoder(x, attention_mask=mask if self.masked else None, output_hidden_states=True)
         return list(out.hidden_states), frames
 
-# %% ../nbs/03_backbones.ipynb #c036
+# %% ../nbs/03_backbones.ipynb #c037
 def spec_augment(
     x,           # (B, F, T) log-mel
     lengths,     # (B,) valid frames

@@ -263,7 +263,7 @@ def regularised_ctc(
         return _total(terms, hidden.dtype, infeasible(frame_lengths, targets, target_lengths), entropy=entropy_weight,
                       blank_penalty=blank_penalty, label_smoothing=label_smoothing, confidence=confidence_penalty)
 
-# %% ../nbs/05_ctc.ipynb #c048
+# %% ../nbs/05_ctc.ipynb #c049
 @torch.no_grad()
 def blank_stats(
     logits:torch.Tensor, # (B, T, V), not normalised
@@ -277,7 +277,7 @@ def blank_stats(
     wins = logits.argmax(-1) == blank                                       # (B, T)
     return {'posterior': posterior.masked_fill(~mask, 0).sum(1) / n, 'argmax': (wins & mask).sum(1) / n}
 
-# %% ../nbs/05_ctc.ipynb #c051
+# %% ../nbs/05_ctc.ipynb #c052
 @torch.no_grad()
 def greedy_decode(
     logits:torch.Tensor, # (B, T, V)
@@ -291,7 +291,7 @@ def greedy_decode(
     keep = new & (best != blank) & _frame_mask(lengths, best.shape[1])
     return [row[k].tolist() for row, k in zip(best.cpu(), keep.cpu())]
 
-# %% ../nbs/05_ctc.ipynb #c054
+# %% ../nbs/05_ctc.ipynb #c055
 _HASH = 6364136223846793005  # odd, so that int64 overflow keeps hashes apart
 
 def _beam_step(
@@ -327,7 +327,7 @@ def _beam_step(
              torch.where(stays, before, before * _HASH + new + 1))
     return state, beam, torch.where(stays, -1, new)
 
-# %% ../nbs/05_ctc.ipynb #c056
+# %% ../nbs/05_ctc.ipynb #c057
 def _merge_blanks(
     logits:torch.Tensor, # (B, T, V)
     mask:torch.Tensor, # valid frames (B, T)
@@ -386,7 +386,7 @@ def _trace_back(
         out.append(ids[::-1])
     return out
 
-# %% ../nbs/05_ctc.ipynb #c063
+# %% ../nbs/05_ctc.ipynb #c064
 def _viterbi(
     emissions:torch.Tensor, # score of each state (B, T, S), -inf where a state does not exist
     skip:torch.Tensor, # True where s-2 -> s is allowed (B, S)
@@ -454,7 +454,7 @@ def align_logits(
     columns = targets.clamp(min=0)[:, None].expand(-1, logits.shape[1], -1)  # (B, T, L)
     return forced_align(logits.gather(2, columns), logits[..., blank], frame_lengths, targets, target_lengths)
 
-# %% ../nbs/05_ctc.ipynb #c064
+# %% ../nbs/05_ctc.ipynb #c065
 def label_emissions(
     hidden:torch.Tensor, # (B, T, H), any float dtype
     weight:torch.Tensor, # (V, H)
@@ -469,7 +469,7 @@ def label_emissions(
         columns = hidden @ weight[ids].mT + bias[ids][:, None]              # (B, T, 1+L)
     return columns[..., 1:], columns[..., 0]
 
-# %% ../nbs/05_ctc.ipynb #c070
+# %% ../nbs/05_ctc.ipynb #c071
 def word_spans(
     token_spans:torch.Tensor, # (B, L, 2) from `forced_align`
     token_word:torch.Tensor, # word index of each token, padded with -100 (B, L)

@@ -24,7 +24,7 @@ from .ctc import forced_align, label_emissions, regularised_ctc, uniform_spans, 
 from .heads import CTCHead, ProsodyHead, SERHead, level
 from .tokenizer import SentencePieceTokenizer, TokenizerError
 
-# %% ../nbs/06_model.ipynb #c006
+# %% ../nbs/06_model.ipynb #c007
 TASKS = "ser", "asr", "prosody"
 CTC_OPTIONS = dict(entropy_weight=0.01, blank_penalty=50.0, blank_threshold=0.3, label_smoothing=0.0,
                    confidence_penalty=0.0, reduction="mean")
@@ -56,7 +56,7 @@ class ProsodySERConfig(PretrainedConfig):
         self.prosody_alignment, self.whisper_tail_seconds, self.spec_augment = prosody_alignment, whisper_tail_seconds, spec_augment
         super().__init__(**kwargs)
 
-# %% ../nbs/06_model.ipynb #c008
+# %% ../nbs/06_model.ipynb #c009
 EXTRACTORS = {c.__name__: c for c in (WhisperFeatureExtractor, Wav2Vec2FeatureExtractor, SeamlessM4TFeatureExtractor)}
 
 def build_extractor(settings: dict):
@@ -84,7 +84,7 @@ class ProsodySERProcessor:
         tokenizer = file and SentencePieceTokenizer(model_path=file, vocab_size=config.vocab_size).load_tokenizer()
         return cls(tokenizer, build_extractor(config.feature_extractor))
 
-# %% ../nbs/06_model.ipynb #c010
+# %% ../nbs/06_model.ipynb #c011
 class Collator:
     "Rows of a `SpeechDataset` to a padded batch of tensors."
     def __init__(self,
@@ -114,7 +114,7 @@ def _pad(rows, value=-100):
     "Stack rows of different lengths."
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
 
-# %% ../nbs/06_model.ipynb #c014
+# %% ../nbs/06_model.ipynb #c015
 USABLE_NATS = 1.5      # CTC loss per token under which its alignment places words better than an even split
 USABLE_TOKENS = 2.0    # tokens a word that it needs for that
 
@@ -132,7 +132,7 @@ def close_gaps(
     first = torch.where(before > 0, (before + start + 1) // 2, before)
     return torch.stack([first, torch.maximum((end + after + 1) // 2, first + 1)], -1).masked_fill(~real[..., None], -1)
 
-# %% ../nbs/06_model.ipynb #c017
+# %% ../nbs/06_model.ipynb #c018
 @dataclass
 class ProsodySEROutput(ModelOutput):
     "What `ProsodySER` returns; a task that is off, or has no labels, leaves its fields None."
@@ -147,7 +147,7 @@ class ProsodySEROutput(ModelOutput):
     spans: torch.Tensor | None = None           # (B, W, 2) frames of each word
     ctc_terms: dict | None = None               # detached values of CTC and each of its regularisers
 
-# %% ../nbs/06_model.ipynb #c018
+# %% ../nbs/06_model.ipynb #c019
 class ProsodySER(PreTrainedModel):
     "A speech backbone with heads for emotion, transcript and prominence."
     config_class = ProsodySERConfig
@@ -250,7 +250,7 @@ class ProsodySER(PreTrainedModel):
 AutoConfig.register("prosody_ser", ProsodySERConfig)
 AutoModel.register(ProsodySERConfig, ProsodySER)
 
-# %% ../nbs/06_model.ipynb #c020
+# %% ../nbs/06_model.ipynb #c021
 def create_model(
     names,          # list of emotions, or None without an SER head
     tokenizer=None, # `SentencePieceTokenizer`; needed with an ASR head
@@ -271,7 +271,7 @@ def _settings(extractor):
     "A feature extractor's settings as plain JSON."
     return json.loads(extractor.to_json_string())
 
-# %% ../nbs/06_model.ipynb #c029
+# %% ../nbs/06_model.ipynb #c030
 class CheckpointError(ValueError):
     "A checkpoint cannot be loaded: the message says why and what to do."
 

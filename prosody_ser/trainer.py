@@ -30,7 +30,7 @@ from .evaluation import LOWER_IS_BETTER, half_precision, metrics_table, predict,
 from .model import Collator, create_model, load_checkpoint, save_pt
 from .tokenizer import SentencePieceTokenizer, TokenizerError
 
-# %% ../nbs/09_trainer.ipynb #c006
+# %% ../nbs/09_trainer.ipynb #c007
 NEEDS = {"ser": ("emotion", "emotion"), "asr": ("words", "transcript"), "prosody": ("prosody_annotations", "prominence")}
 
 def check_labels(
@@ -58,7 +58,7 @@ def load_splits(
     print(describe(splits, names, seconds))
     return {s: SpeechDataset(us, config.audio_base_path, names, seconds[s]) for s, us in splits.items()}
 
-# %% ../nbs/09_trainer.ipynb #c008
+# %% ../nbs/09_trainer.ipynb #c009
 def prepare_tokenizer(
     config, # `TrainConfig`
     train,  # list of `Utterance`
@@ -89,7 +89,7 @@ def count_infeasible(
         return len(ids) + sum(a == b for a, b in zip(ids, ids[1:])) > seconds * frame_rate
     return sum(too_long(u, s) for u, s in zip(dataset.utterances, dataset.seconds))
 
-# %% ../nbs/09_trainer.ipynb #c010
+# %% ../nbs/09_trainer.ipynb #c011
 class MTLTrainer(Trainer):
     "Hugging Face's `Trainer` for three tasks at once."
     def __init__(self,
@@ -146,7 +146,7 @@ class MTLTrainer(Trainer):
                              prediction.predictions, data.names, self.processing_class.tokenizer)
         return score(records)
 
-# %% ../nbs/09_trainer.ipynb #c012
+# %% ../nbs/09_trainer.ipynb #c013
 class KeepBest(TrainerCallback):
     "Save the best model, stop early, checkpoint every few epochs, validate within long epochs."
     def __init__(self,
@@ -175,7 +175,7 @@ class KeepBest(TrainerCallback):
         if patience and state.epoch - best["epoch"] >= patience: control.should_training_stop = True
         if state.is_world_process_zero: write_history(args.output_dir, state.log_history, self.metric)
 
-# %% ../nbs/09_trainer.ipynb #c013
+# %% ../nbs/09_trainer.ipynb #c014
 def read_best(
     folder, # `best_model`
 ):          # dict, or None where there is no such model yet
@@ -224,7 +224,7 @@ def plot_history(
     for ax in axes[0]: ax.legend(fontsize=7); ax.set_xlabel("epoch")
     return fig
 
-# %% ../nbs/09_trainer.ipynb #c015
+# %% ../nbs/09_trainer.ipynb #c016
 class Progress(ProgressCallback):
     "A progress bar with one readable line for each validation."
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -233,7 +233,7 @@ class Progress(ProgressCallback):
         shown = [k for k in ("ser/ua", "ser/macro_f1", "asr/wer", "prosody/f1") if f"eval_{k}" in logs]
         if shown: self.training_bar.write(f"epoch {logs['epoch']:6.2f}  val loss {logs['eval_loss']:.3f}  " + "  ".join(f"{k} {logs['eval_' + k]:.3f}" for k in shown))
 
-# %% ../nbs/09_trainer.ipynb #c017
+# %% ../nbs/09_trainer.ipynb #c018
 def precision(
     use_amp, # what the user asked for
 ) -> dict:   # bf16/fp16 arguments
@@ -272,7 +272,7 @@ def training_arguments(
     args._n_gpu = min(args.n_gpu, 1)                  # several GPUs: one process each, by torchrun or accelerate launch
     return args
 
-# %% ../nbs/09_trainer.ipynb #c019
+# %% ../nbs/09_trainer.ipynb #c020
 def build_model(
     config,    # `TrainConfig`
     names,     # emotion classes
@@ -300,7 +300,7 @@ def build_trainer(
     trainer.add_callback(Progress)
     return trainer
 
-# %% ../nbs/09_trainer.ipynb #c020
+# %% ../nbs/09_trainer.ipynb #c021
 def last_checkpoint(
     config, # `TrainConfig`
 ):          # its path, or None
@@ -358,7 +358,7 @@ def run_training(
     past = fit(config, data, prepare_tokenizer(config, data["train"].utterances))
     return finish_run(config, data["test"], past)
 
-# %% ../nbs/09_trainer.ipynb #c022
+# %% ../nbs/09_trainer.ipynb #c023
 def finish_run(
     config, # `TrainConfig`
     test,   # `SpeechDataset`
