@@ -20,7 +20,7 @@ def _(default, help, **more):
     return field(default_factory=lambda: list(default), metadata=metadata) if isinstance(default, list) else field(default=default, metadata=metadata)
 
 LOW = dict(vocab_size=6, batch_size=1, num_epochs=1, gradient_accumulation_steps=1, log_steps=1, prefetch_factor=1, ablation_epochs=1,
-           ablation_seeds=1, beam_width=1)                      # the least value of a number; the others may be 0
+           ablation_seeds=1, beam_width=1, character_coverage=0.98)                      # the least value of a number; the others may be 0
 HIGH = dict(character_coverage=1.0, ctc_blank_threshold=0.99, warmup_ratio=0.99, head_dropout=0.99, whisper_tail_seconds=30)
 
 class ConfigError(ValueError):

@@ -52,6 +52,7 @@ class SentencePieceTokenizer:
                  character_coverage=None):          # share of the text's characters that get a piece; rarer ones are `<unk>`; None: all for char, else 0.995
         self.vocab_size, self.model_prefix, self.model_path = vocab_size, str(model_prefix), model_path
         self.character_coverage = character_coverage or (1.0 if model_type == "char" else 0.995)
+        if not 0.98 <= self.character_coverage <= 1: raise TokenizerError(f"character_coverage={character_coverage} is out of SentencePiece's range; give 0.98 to 1.")
         self.model_type, self.sp = model_type, None
 
     def train_tokenizer(self,

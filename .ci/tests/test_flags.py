@@ -46,7 +46,7 @@ ACTS = dict(
     alpha_ser=0.5, alpha_asr=0.5, alpha_prosody=0.5, use_alpha_ser=True, use_alpha_asr=True, use_alpha_prosody=True,
     ctc_entropy_weight=5.0, ctc_blank_penalty=0.0, ctc_blank_threshold=0.0, ctc_label_smoothing=0.5, ctc_confidence_penalty=0.5,
     ctc_reduction="sum", batch_size=3, num_epochs=2, gradient_accumulation_steps=3, backbone_lr=1e-4, head_lr=1e-4, warmup_ratio=0.9,
-    checkpoint_interval=1, eval_steps=1, log_steps=3, vocab_size=25, tokenizer_type="char", character_coverage=0.8, freeze_backbone=True, layer_mix=False, pooling="mean",
+    checkpoint_interval=1, eval_steps=1, log_steps=3, vocab_size=25, tokenizer_type="char", freeze_backbone=True, layer_mix=False, pooling="mean",
     head_dropout=0.5, spec_augment=False, whisper_tail_seconds=1.0, lr_scheduler="cosine", weight_decay=0.5, max_grad_norm=1e-4, seed=1)
 
 
@@ -94,6 +94,16 @@ def test_prosody_alignment(corpus, tmp_path):
     model.config.prosody_alignment = "ctc"
     model.asr_nats.fill_(99.0)
     assert model(**batch).spans.tolist() == spans["uniform"]
+
+
+def test_character_coverage(corpus, tmp_path):
+    """Less coverage, fewer letters."""
+    from prosody_ser.data import Utterance
+    rows, size = [Utterance("a.wav", ["bra", "ha"] * 40), Utterance("b.wav", ["qx"])], {}
+    for coverage in (None, 0.98):
+        c = config(corpus, tmp_path, character_coverage=coverage, tokenizer_type="char", retrain_tokenizer=True)
+        size[coverage] = len(prepare_tokenizer(c, rows))
+    assert size[None] == size[0.98] + 2
 
 
 def test_loader_and_precision_flags_reach_the_trainer(corpus, tmp_path, monkeypatch, capsys):
