@@ -284,7 +284,9 @@ def build_model(
                          layer_mix=config.layer_mix, pooling=config.pooling, head_dropout=config.head_dropout, spec_augment=config.spec_augment,
                          prosody_alignment=config.prosody_alignment, whisper_tail_seconds=config.whisper_tail_seconds)
     if config.freeze_backbone: model.backbone.requires_grad_(False)
-    if config.gradient_checkpointing: model.gradient_checkpointing_enable(dict(use_reentrant=False))
+    if config.gradient_checkpointing:                       # its newer name first: the older one leaves with transformers 6
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable(dict(use_reentrant=False))
     return model
 
 def build_trainer(
