@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
-from transformers.utils.notebook import NotebookProgressCallback
 
 from .config import ConfigError, TrainConfig, save_config
 from .data import ManifestError, SpeechDataset, check_audio, describe, emotion_names, read_manifest
@@ -298,7 +298,7 @@ def build_trainer(
     keep = KeepBest(config, selection_metric(config))
     trainer = MTLTrainer(model, training_arguments(config), data["train"], data["val"], config.head_lr, callbacks=[keep])
     keep.trainer = trainer
-    for bar in (ProgressCallback, NotebookProgressCallback): trainer.remove_callback(bar)
+    for bar in (ProgressCallback, DEFAULT_PROGRESS_CALLBACK): trainer.remove_callback(bar)
     trainer.add_callback(Progress)
     return trainer
 
