@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from .evaluation import LOWER_IS_BETTER, SHOWN
-from .trainer import fit, finish_run, load_splits, prepare_tokenizer, selection_metric
+from .trainer import fit, finish_run, prepare, selection_metric
 
 # %% ../nbs/10_ablation_study.ipynb #c005
 def study_runs(
@@ -87,8 +87,7 @@ def run_ablation(
     "The whole study: every run, table and figure, then the final model with the best alpha. Runs that are finished are not repeated."
     import matplotlib.pyplot as plt
     metric, runs, folder = selection_metric(config), study_runs(config), Path(config.save_dir)
-    data = load_splits(config)
-    tokenizer = prepare_tokenizer(config, data["train"].utterances)
+    data, tokenizer = prepare(config)
     results = []
     for i, run in enumerate(runs, 1):
         print(f"ablation run {i} of {len(runs)}: alpha {run.alpha_asr:g}, seed {run.seed}")

@@ -75,7 +75,7 @@ class TrainConfig:
     early_stopping_patience: int = _(10, "epochs without a better validation score before training stops; 0: never")
     checkpoint_interval: int = _(5, "epochs between checkpoints to resume from; 0: none")
     eval_steps: int = _(500, "steps between validations within an epoch (each epoch ends with one); 0: none")
-    log_steps: int = _(100, "steps between log lines; each epoch ends with one")
+    log_steps: int = _(100, "steps between log lines; an epoch without one ends with one")
     use_wandb: bool = _(False, "log to Weights & Biases (WANDB_MODE=offline works)")
     wandb_project: str = _("mtl-akan-speech", "W&B project")
     experiment_name: str | None = _(None, "name of the run in W&B")

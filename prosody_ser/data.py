@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['SAMPLING_RATE', 'MIN_SECONDS', 'EMOTIONS', 'ManifestError', 'Utterance', 'read_manifest', 'write_manifest',
            'load_audio', 'audio_path', 'load_utterance', 'check_audio', 'emotion_names', 'emotion_ids', 'group_of',
-           'split_by_group', 'shared_groups', 'describe', 'plot_utterance', 'SpeechDataset']
+           'split_by_group', 'shared_groups', 'beware', 'describe', 'plot_utterance', 'SpeechDataset']
 
 # %% ../nbs/00_data.ipynb #c003
 import json
 import math
+import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +80,12 @@ def _parse_line(line, where):
     if row.get("speaker") is not None: row["speaker"] = str(row["speaker"])
     return Utterance(**row, where=where)
 
+def _warn_of_typos(lines, path):
+    "A field that is nearly one of ours would be left out without a word."
+    for name in sorted({k for line in lines if line.strip() for k in json.loads(line)} - _FIELDS):
+        if near := get_close_matches(name, _FIELDS, 1, 0.8):
+            warnings.warn(f"{path}: the field {name!r} is not read; did you mean {near[0]!r}?", stacklevel=3)
+
 def read_manifest(
     path,  # a JSONL file, one utterance a line; blank lines are skipped
 ) -> list[Utterance]:
@@ -90,6 +98,7 @@ def read_manifest(
         line = path.read_bytes()[:e.start].count(b"\n") + 1
         raise ManifestError(f"{path}:{line}: not UTF-8. Save the manifest as UTF-8.") from None
     rows = [_parse_line(line, f"{path}:{i}") for i, line in enumerate(lines, 1) if line.strip()]
+    _warn_of_typos(lines, path)
     if not rows: raise ManifestError(f"{path}: the manifest is empty. It needs at least one utterance.")
     return rows
 
@@ -241,6 +250,23 @@ def shared_groups(
     return sorted(g for g, n in seen.items() if n > 1)
 
 # %% ../nbs/00_data.ipynb #c035
+def beware(
+    splits,     # dict: name of the split -> list of `Utterance`, the training one first
+    names,      # the emotion classes, or None
+) -> list[str]: # one line a finding, empty when there is none
+    "What makes splits hard to learn from or scores hard to believe."
+    found, train = [], next(iter(splits.values()))
+    counts = Counter(emotion_ids(train, names or []))
+    few = [n for i, n in enumerate(names or []) if counts[i] < 2]
+    if few: found.append(f"{len(few)} of {len(names)} emotions have at most one training row ({', '.join(few[:5])}); look for mistyped labels, or give the names with --emotion_names.")
+    same = {}
+    for u in (u for us in splits.values() for u in us): same.setdefault((u.audio_filepath, u.start, u.end), []).append(u.where)
+    repeats = [places for places in same.values() if len(places) > 1]
+    if repeats: found.append(f"{len(repeats)} utterances stand in more than one row ({' and '.join(repeats[0][:2])}); keep one of each.")
+    shared = shared_groups(*splits.values())
+    if shared: found.append(f"{len(shared)} speakers or films stand in more than one split ({', '.join(shared[:5])}); scores will flatter.")
+    return [f"beware: {line}" for line in found]
+
 def describe(
     splits,     # dict: name of the split -> list of `Utterance`
     names,      # the emotion classes, or None
@@ -257,9 +283,7 @@ def describe(
     cols = [head] + [[str(c) for c in column(s, us)] for s, us in splits.items() if us]
     widths = [max(map(len, c)) for c in cols]
     lines = ["  ".join([r[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(r[1:], widths[1:])]) for r in zip(*cols)]
-    shared = shared_groups(*splits.values())
-    if shared: lines.append(f"beware: {len(shared)} speakers or films stand in more than one split ({', '.join(shared[:5])}); scores will flatter.")
-    return "\n".join(lines)
+    return "\n".join(lines + beware(splits, names))
 
 # %% ../nbs/00_data.ipynb #c037
 def plot_utterance(

@@ -224,7 +224,8 @@ def summary(
     if metrics.get("asr/empty_rate", 0) > 0.5:
         parts.append(f"CTC has gone silent: {100 * metrics['asr/empty_rate']:.0f} % of the hypotheses are empty. Train longer, or raise alpha_asr or head_lr.")
     if metrics.get("asr/wer", 0) > 1:
-        parts.append("WER is above 1, worse than saying nothing: the model inserts words. A large ctc_blank_penalty does this; try --ctc_blank_penalty 0.")
+        cure = "A large ctc_blank_penalty does this; try --ctc_blank_penalty 0." if (settings.get("ctc") or {}).get("blank_penalty") else "Train longer, or with a larger head_lr."
+        parts.append(f"WER is above 1, worse than saying nothing: the model inserts words. {cure}")
     parts.append("\n".join(f"{k} = {v}" for k, v in settings.items()))
     return "\n\n".join(parts) + "\n"
 

@@ -52,7 +52,7 @@ class Predictor:
         hidden = model.asr(states) if model.asr else None                                     # (1, T, H)
         ids, owner, words = self._words(hidden, lengths, words)
         if words is not None:
-            marked, aligned = self._mark(states, hidden, lengths, ids, owner, words)
+            marked, aligned = self._mark(states, hidden, lengths, ids, owner, words, result["seconds"])
             result |= dict(transcript=" ".join(words), aligned=aligned, words=marked)
         return result
 
@@ -82,13 +82,13 @@ class Predictor:
         words, owner = tokenizer.decode_words(ids)
         return ids, owner, words
 
-    def _mark(self, states, hidden, lengths, ids, owner, words):
+    def _mark(self, states, hidden, lengths, ids, owner, words, total):
         "One dict a word: word, start and end in seconds, and its prominence; and whether CTC has placed the words (else they are spread evenly)."
         if not words: return [], False
         row = lambda values: torch.tensor([values], dtype=torch.long, device=self.device)
         where = hidden, lengths, row(ids), row(ids).new_tensor([len(ids)]), row(owner), row(ids).new_tensor([len(words)])
         (times, aligned), spans = self.model.align_words(*where), self.model.place_words(*where)
-        seconds = (times[0] / self.model.backbone.frame_rate).tolist()
+        seconds = (times[0] / self.model.backbone.frame_rate).clamp(max=total).tolist()    # the last frame may reach past the end
         marked = [dict(word=w, start=round(s, 3), end=round(e, 3)) for w, (s, e) in zip(words, seconds)]
         if self.model.prosody:
             for m, p in zip(marked, self.model.prosody(states, lengths, spans)[0].float().sigmoid().tolist()): m |= dict(prominence=round(p, 5), prominent=p > 0.5)
@@ -106,6 +106,7 @@ class Predictor:
         marked = result.get("words") or []
         shown = Utterance(str(audio) if isinstance(audio, (str, Path)) else "samples", [m["word"] for m in marked], [int(m.get("prominent", False)) for m in marked], result.get("emotion"))
         plot_utterance(shown, samples, ax=left, word_times=[(m["start"], m["end"]) for m in marked])
+        if marked and not result["aligned"]: left.set_title("word times: an even split", loc="right", fontsize=8, color="0.4")
         chances = result.get("probabilities", {})
         right.barh(list(chances), list(chances.values()), color="tab:blue"); right.set(xlim=(0, 1), xlabel="probability"); right.invert_yaxis()
         return fig
