@@ -300,6 +300,8 @@ def _beam_step(
     score:torch.Tensor, # scores of the candidate tokens, blank at -inf (B, k)
     token:torch.Tensor, # candidate tokens (B, k)
     last_score:torch.Tensor, # score of each prefix's last token (B, K)
+    gain=0.0, # what a language model adds when a prefix grows by a token (B, K, k)
+    earned=0.0, # what it added when each prefix grew by its last token (B, K)
 )->tuple: # new state, which beam each came from (B, K), the token it grew by or -1 (B, K)
     "One frame of prefix beam search for all utterances and beams"
     ends_blank, ends_token, last, hashes = state
@@ -309,10 +311,10 @@ def _beam_step(
     # prefix j may be prefix i grown by j's last token: that path joins j
     joins = (hashes[:, :, None] * _HASH + last[:, None] + 1 == hashes[:, None]) & alive[:, :, None] & alive[:, None] # (B, Ki, Kj)
     source = torch.where(last[:, :, None] == last[:, None], ends_blank[:, :, None], total[:, :, None])              # (B, Ki, Kj)
-    joined = source.masked_fill(~joins, -math.inf).amax(1) + last_score     # (B, K)
+    joined = source.masked_fill(~joins, -math.inf).amax(1) + last_score + earned  # (B, K)
     stay_blank, stay_token = total + blank, torch.logaddexp(ends_token + last_score, joined)
     repeat = last[:, :, None] == token[:, None]                             # (B, K, k)
-    grow = torch.where(repeat, ends_blank[:, :, None], total[:, :, None]) + score[:, None]                          # (B, K, k)
+    grow = torch.where(repeat, ends_blank[:, :, None], total[:, :, None]) + score[:, None] + gain                   # (B, K, k)
     done = (joins[..., None] & (last[:, None, :, None] == token[:, None, None])).any(2)                             # (B, K, k)
     grow = grow.masked_fill(done, -math.inf)
     every = torch.cat([torch.logaddexp(stay_blank, stay_token), grow.flatten(1)], 1)                                # (B, K + K*k)
@@ -340,6 +342,29 @@ def _merge_blanks(
     keep[:, 1:] &= ~(sure[:, 1:] & sure[:, :-1])
     return (~keep).int().argsort(dim=1, stable=True), keep.sum(1)
 
+class _Words:
+    "The words of every prefix, and what a language model thinks of them"
+    def __init__(self, lm, B, K, device):
+        self.lm, self.starts = lm, torch.as_tensor(lm.starts, device=device)    # (V,) tokens that begin a word
+        self.prefixes = [[lm.begin()] * K for _ in range(B)]
+        self.close = torch.zeros(B, K, dtype=torch.double, device=device)       # score of the word that a next one would complete
+        self.earned = torch.zeros_like(self.close)                              # what the last token of the prefix completed
+
+    def gain(self, token):  # (B, k) -> (B, K, k)
+        return self.close[:, :, None] * self.starts[token][:, None]
+
+    def follow(self, beam, new):  # (B, K), (B, K)
+        "Let the prefixes stay (-1) or grow as the search has chosen"
+        completed = self.close.gather(1, beam) * self.starts[new.clamp(min=0)]
+        self.earned = torch.where(new < 0, self.earned.gather(1, beam), completed)
+        self.prefixes = [[old[i] if t < 0 else self.lm.grow(old[i], t) for i, t in zip(beams, tokens)]
+                         for old, beams, tokens in zip(self.prefixes, beam.tolist(), new.tolist())]
+        self.close = self._score(self.lm.close)
+
+    def end(self): return self._score(self.lm.end)                              # (B, K)
+
+    def _score(self, how): return self.close.new_tensor([[how(p) for p in row] for row in self.prefixes])
+
 @torch.no_grad()
 def beam_decode(
     logits:torch.Tensor, # (B, T, V), normalised or not
@@ -348,6 +373,7 @@ def beam_decode(
     beam:int=10, # prefixes kept
     top_k:int=20, # tokens of each frame that may grow a prefix
     blank_skip:float|None=None, # merge runs of frames whose blank posterior is above this; None searches every frame
+    lm=None, # a language model of words, such as `prosody_ser.lm.WordLM`
 )->list: # token ids of each utterance
     "Batched prefix beam search in plain torch, on any device"
     B, T, V = logits.shape
@@ -363,13 +389,16 @@ def beam_decode(
     dead = score.new_full((B, beam), -math.inf)
     state = (dead.index_fill(1, dead.new_zeros(1, dtype=torch.long), 0.), dead,
              token.new_full((B, beam), -1), token.new_zeros(B, beam))
-    steps = []
+    steps, words = [], _Words(lm, B, beam, logits.device) if lm else None
     for t in range(T):
         last_score = logits[:, t].gather(1, state[2].clamp(min=0)).double() - top[:, t]                             # (B, K)
         last_score = last_score.masked_fill((state[2] < 0) | ~mask[:, t, None], -math.inf)
-        state, *step = _beam_step(state, silence[:, t, None], score[:, t], token[:, t], last_score)
+        said = (words.gain(token[:, t]), words.earned) if lm else ()
+        state, *step = _beam_step(state, silence[:, t, None], score[:, t], token[:, t], last_score, *said)
+        if lm: words.follow(*step)
         steps.append(torch.stack(step))                                     # (2, B, K)
-    return _trace_back(steps, torch.logaddexp(*state[:2]).argmax(1))
+    final = torch.logaddexp(*state[:2])                                     # (B, K)
+    return _trace_back(steps, (final + words.end() if lm else final).argmax(1))
 
 def _trace_back(
     steps:list, # one (2, B, K) tensor a frame: source beam, token or -1
@@ -386,7 +415,7 @@ def _trace_back(
         out.append(ids[::-1])
     return out
 
-# %% ../nbs/05_ctc.ipynb #c064
+# %% ../nbs/05_ctc.ipynb #c066
 def _viterbi(
     emissions:torch.Tensor, # score of each state (B, T, S), -inf where a state does not exist
     skip:torch.Tensor, # True where s-2 -> s is allowed (B, S)
@@ -454,7 +483,7 @@ def align_logits(
     columns = targets.clamp(min=0)[:, None].expand(-1, logits.shape[1], -1)  # (B, T, L)
     return forced_align(logits.gather(2, columns), logits[..., blank], frame_lengths, targets, target_lengths)
 
-# %% ../nbs/05_ctc.ipynb #c065
+# %% ../nbs/05_ctc.ipynb #c067
 def label_emissions(
     hidden:torch.Tensor, # (B, T, H), any float dtype
     weight:torch.Tensor, # (V, H)
@@ -469,7 +498,7 @@ def label_emissions(
         columns = hidden @ weight[ids].mT + bias[ids][:, None]              # (B, T, 1+L)
     return columns[..., 1:], columns[..., 0]
 
-# %% ../nbs/05_ctc.ipynb #c071
+# %% ../nbs/05_ctc.ipynb #c073
 def word_spans(
     token_spans:torch.Tensor, # (B, L, 2) from `forced_align`
     token_word:torch.Tensor, # word index of each token, padded with -100 (B, L)

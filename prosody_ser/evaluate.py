@@ -17,7 +17,7 @@ def evaluate(
 ) -> dict:  # metrics
     "Score a checkpoint on a manifest and write the report."
     from prosody_ser.data import SpeechDataset, check_audio, read_manifest
-    from prosody_ser.evaluation import predict, write_report
+    from prosody_ser.evaluation import decoder_options, predict, write_report
     from prosody_ser.inference import pick_device
     from prosody_ser.model import load_checkpoint, match_tokenizer
     from prosody_ser.tokenizer import SentencePieceTokenizer
@@ -30,7 +30,7 @@ def evaluate(
     names = [model.config.id2label[i] for i in range(model.config.num_labels)] if model.ser else None
     dataset = SpeechDataset(utterances, config.audio_base_path, names, check_audio(utterances, config.audio_base_path))
     device = pick_device(config.device)
-    options = dict(beam=config.beam_width) if config.decode_method == "beam" else {}
+    options = decoder_options(config, model.processor.tokenizer)
     records = predict(model, dataset, config.batch_size, config.decode_method, device, config.use_amp and device == "cuda", config.num_workers, **options)
     settings = asdict(config) | dict(device=device, alphas=model.config.alphas, heads=model.config.tasks, ctc=model.config.ctc, backbone=model.config.backbone)
     return write_report(config.output_dir, records, names, settings)

@@ -45,6 +45,7 @@ class ProsodySERConfig(PretrainedConfig):
                  pooling="mean_std",     # of the SER head: mean, mean_std or attentive
                  head_dropout=0.1,       # in the heads
                  prosody_alignment="ctc", # a word's frames: ctc (forced alignment once it is usable) or uniform
+                 prosody_pos_weight=1.0,  # weight of prominent words in its loss
                  whisper_tail_seconds=0.0, # silence that Whisper hears after each utterance
                  spec_augment=True,      # mask time and frequency while training
                  **kwargs):
@@ -53,7 +54,8 @@ class ProsodySERConfig(PretrainedConfig):
         self.alphas = {"ser": 1.0, "asr": 0.1, "prosody": 0.1} | (alphas or {})
         self.vocab_size, self.blank_id, self.ctc = vocab_size, blank_id, CTC_OPTIONS | (ctc or {})
         self.layer_mix, self.pooling, self.head_dropout = layer_mix, pooling, head_dropout
-        self.prosody_alignment, self.whisper_tail_seconds, self.spec_augment = prosody_alignment, whisper_tail_seconds, spec_augment
+        self.prosody_alignment, self.prosody_pos_weight = prosody_alignment, prosody_pos_weight
+        self.whisper_tail_seconds, self.spec_augment = whisper_tail_seconds, spec_augment
         super().__init__(**kwargs)
 
 # %% ../nbs/06_model.ipynb #c009
@@ -238,7 +240,8 @@ class ProsodySER(PreTrainedModel):
         out.prosody_logits = self.prosody(states, out.lengths, out.spans)       # (B, W)
         labelled = prosody >= 0 if prosody is not None else torch.zeros_like(out.prosody_logits, dtype=torch.bool)
         if labelled.any():
-            out.prosody_loss = F.binary_cross_entropy_with_logits(out.prosody_logits[labelled].float(), prosody[labelled].float())
+            weight = out.prosody_logits.new_tensor(self.config.prosody_pos_weight).float()
+            out.prosody_loss = F.binary_cross_entropy_with_logits(out.prosody_logits[labelled].float(), prosody[labelled].float(), pos_weight=weight)
 
     def _weigh(self, out, states):
         "The weighted sum. Every head is touched at every step, as data-parallel training needs."

@@ -25,11 +25,12 @@ def tell(
     "Run a job; an error that the user can mend is printed as one message, exit code 1."
     quiet()
     from prosody_ser.backbones import BackboneError
+    from prosody_ser.lm import LMError
     from prosody_ser.data import ManifestError
     from prosody_ser.model import CheckpointError
     from prosody_ser.tokenizer import TokenizerError
     try: return job()
-    except (BackboneError, ManifestError, CheckpointError, TokenizerError, ConfigError, OSError, ImportError) as e:
+    except (BackboneError, ManifestError, CheckpointError, TokenizerError, ConfigError, LMError, OSError, ImportError) as e:
         sys.exit(f"error: {e}")
 
 def train(

@@ -27,7 +27,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from .backbones import encoder_config
 from .config import ConfigError, TrainConfig, save_config
 from .data import ManifestError, SpeechDataset, check_audio, describe, emotion_names, read_manifest
-from .evaluation import LOWER_IS_BETTER, half_precision, metrics_table, predict, read_out, score, to_records, write_report
+from .evaluation import LOWER_IS_BETTER, ctc_advice, decoder_options, half_precision, metrics_table, predict, read_out, score, to_records, write_report
+from .lm import WordLM
 from .model import Collator, create_model, load_checkpoint, save_pt
 from .tokenizer import SentencePieceTokenizer, TokenizerError
 
@@ -228,12 +229,19 @@ def plot_history(
 
 # %% ../nbs/09_trainer.ipynb #c016
 class Progress(ProgressCallback):
-    "A progress bar with one readable line for each validation."
+    "A progress bar with one readable line for each validation, and a word when CTC is not well."
+    def __init__(self,
+                 ctc=None): # dict of the CTC loss's options
+        super().__init__()
+        self.ctc, self.advised = ctc or {}, False
+
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or self.training_bar is None: return
         if "loss" in logs: self.training_bar.set_postfix(loss=f"{logs['loss']:.3g}", refresh=False)
         shown = [k for k in ("ser/ua", "ser/macro_f1", "asr/wer", "prosody/f1") if f"eval_{k}" in logs]
         if shown: self.training_bar.write(f"epoch {logs['epoch']:6.2f}  val loss {logs['eval_loss']:.3f}  " + "  ".join(f"{k} {logs['eval_' + k]:.3f}" for k in shown))
+        advice = ctc_advice({k.removeprefix("eval_"): v for k, v in logs.items()}, self.ctc)
+        if advice and logs["epoch"] >= 2 and not self.advised: self.training_bar.write(f"beware: {advice}"); self.advised = True   # every model starts silent
 
 # %% ../nbs/09_trainer.ipynb #c018
 def precision(
@@ -284,7 +292,7 @@ def build_model(
     set_seed(config.seed)
     model = create_model(names, tokenizer, config.backbone, config.backbone_path, tasks=config.tasks, alphas=config.alphas, ctc=config.ctc,
                          layer_mix=config.layer_mix, pooling=config.pooling, head_dropout=config.head_dropout, spec_augment=config.spec_augment,
-                         prosody_alignment=config.prosody_alignment, whisper_tail_seconds=config.whisper_tail_seconds)
+                         prosody_alignment=config.prosody_alignment, prosody_pos_weight=config.prosody_pos_weight, whisper_tail_seconds=config.whisper_tail_seconds)
     if config.freeze_backbone: model.backbone.requires_grad_(False)
     if config.gradient_checkpointing:                       # its newer name first: the older one leaves with transformers 6
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
@@ -301,7 +309,7 @@ def build_trainer(
     trainer = MTLTrainer(model, training_arguments(config), data["train"], data["val"], config.head_lr, callbacks=[keep])
     keep.trainer = trainer
     for bar in (ProgressCallback, DEFAULT_PROGRESS_CALLBACK): trainer.remove_callback(bar)
-    trainer.add_callback(Progress)
+    trainer.add_callback(Progress(config.ctc))
     return trainer
 
 # %% ../nbs/09_trainer.ipynb #c021
@@ -325,7 +333,7 @@ def last_checkpoint(
     return None
 
 MAY_CHANGE = {"num_epochs", "early_stopping_patience", "checkpoint_interval", "eval_steps", "log_steps", "use_wandb", "wandb_project", "experiment_name",
-              "use_amp", "num_workers", "pin_memory", "prefetch_factor", "decode_method", "resume", "retrain_tokenizer", "save_dir", "audio_base_path"}
+              "use_amp", "num_workers", "pin_memory", "prefetch_factor", "decode_method", "beam_width", "top_k", "blank_skip", "lm_path", "lm_weight", "word_score", "resume", "retrain_tokenizer", "save_dir", "audio_base_path"}
 
 def check_resume(
     config, # `TrainConfig` with `resume`
@@ -361,6 +369,7 @@ def prepare(
     "All that can fail for reasons a user can mend, in the order of its cost, before anything is written."
     check_resume(config)
     encoder_config(config.backbone, config.backbone_path)
+    if config.lm_path: WordLM(config.lm_path, [])
     data = load_splits(config)
     return data, prepare_tokenizer(config, data["train"].utterances)
 
@@ -383,9 +392,9 @@ def finish_run(
     model = load_checkpoint(folder/"best_model")
     save_pt(model, folder/"best_model.pt")
     records = predict(model, test, config.batch_size, config.decode_method, "cuda" if torch.cuda.is_available() else "cpu",
-                      amp=config.use_amp, num_workers=config.num_workers)
+                      amp=config.use_amp, num_workers=config.num_workers, **decoder_options(config, model.processor.tokenizer))
     settings = dict(alphas=config.alphas, heads=config.tasks, ctc=config.ctc, backbone=config.backbone, backbone_path=config.backbone_path,
-                    seed=config.seed, decode_method=config.decode_method, selected_by=past["metric"],
+                    seed=config.seed, decoding={k: getattr(config, k) for k in ("decode_method", "beam_width", "top_k", "blank_skip", "lm_path", "lm_weight", "word_score")}, selected_by=past["metric"],
                     best_epoch=past["best"]["epoch"], best_validation=past["best"][past["metric"]])
     metrics = write_report(folder/"test", records, test.names, settings)
     (folder/"test_results.json").write_text(json.dumps(dict(metrics=metrics, settings=settings), indent=2) + "\n", encoding="utf-8")

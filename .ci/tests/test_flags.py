@@ -47,7 +47,7 @@ ACTS = dict(
     ctc_entropy_weight=5.0, ctc_blank_penalty=0.0, ctc_blank_threshold=0.0, ctc_label_smoothing=0.5, ctc_confidence_penalty=0.5,
     ctc_reduction="sum", batch_size=3, num_epochs=2, gradient_accumulation_steps=3, backbone_lr=1e-4, head_lr=1e-4, warmup_ratio=0.9,
     checkpoint_interval=1, eval_steps=1, log_steps=3, vocab_size=25, tokenizer_type="char", freeze_backbone=True, layer_mix=False, pooling="mean",
-    head_dropout=0.5, spec_augment=False, whisper_tail_seconds=1.0, lr_scheduler="cosine", weight_decay=0.5, max_grad_norm=1e-4, seed=1)
+    head_dropout=0.5, spec_augment=False, prosody_pos_weight=3.0, whisper_tail_seconds=1.0, lr_scheduler="cosine", weight_decay=0.5, max_grad_norm=1e-4, seed=1)
 
 
 @pytest.mark.parametrize("name", ACTS)
@@ -124,3 +124,26 @@ def test_select_by(corpus, tmp_path):
     from prosody_ser.trainer import selection_metric
     chosen = [selection_metric(config(corpus, tmp_path, **m)) for m in ({}, dict(select_by="asr/wer"), dict(use_alpha_prosody=True))]
     assert chosen == ["ser/macro_f1", "asr/wer", "prosody/f1"]
+
+
+def test_decoder_flags_act(corpus, tmp_path):
+    """Each setting of the decoder changes what is read from the same frames; greedy takes no language model."""
+    from prosody_ser.config import ConfigError
+    from prosody_ser.evaluation import DECODERS, decoder_options
+    from prosody_ser.lm import train_lm
+    train_lm([["bra", "ha"], ["me", "kɔ", "fie"]], tmp_path / "lm.arpa", 2)
+    tokenizer = prepare_tokenizer(config(corpus, tmp_path, tokenizer_type="char"), load_splits(config(corpus, tmp_path))["train"].utterances)
+    logits, lengths = torch.randn(20, 12, len(tokenizer), generator=torch.Generator().manual_seed(0)), torch.full((20,), 12)
+    lm = dict(lm_path=str(tmp_path / "lm.arpa"))
+
+    def read(**more):
+        c = config(corpus, tmp_path, **more)
+        return DECODERS[c.decode_method](logits, lengths, tokenizer.blank_id, **decoder_options(c, tokenizer))
+
+    said = {name: read(**more) for name, more in dict(
+        plain={}, greedy=dict(decode_method="greedy"), narrow=dict(beam_width=1), few=dict(top_k=1), skip=dict(blank_skip=0.1), lm=lm,
+        strong=lm | dict(lm_weight=3.0), words=lm | dict(word_score=3.0)).items()}
+    for a in said:
+        assert all(said[a] != said[b] for b in said if b > a), (a, [b for b in said if said[a] == said[b]])
+    with pytest.raises(ConfigError, match="beam search"):
+        config(corpus, tmp_path, decode_method="greedy", **lm)
