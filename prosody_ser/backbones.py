@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['BACKBONES', 'ENCODERS', 'FAMILY', 'frame_mask', 'LogMel', 'Waveform', 'Filterbank', 'default_extractor', 'front_end',
-           'ActualLengthWhisper', 'chunk_starts', 'encode_chunked', 'TinyConfig', 'RunningNorm', 'TinyEncoder',
-           'BackboneError', 'encoder_config', 'load_encoder', 'build_encoder', 'Backbone', 'spec_augment']
+           'ActualLengthWhisper', 'chunk_starts', 'seeded', 'encode_chunked', 'TinyConfig', 'RunningNorm',
+           'TinyEncoder', 'BackboneError', 'encoder_config', 'load_encoder', 'build_encoder', 'Backbone',
+           'spec_augment']
 
 # %% ../nbs/03_backbones.ipynb #c003
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import (AutoConfig, AutoFeatureExtractor, SeamlessM4TFeatureExtractor, Wav2Vec2BertConfig, Wav2Vec2BertModel,
                           Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model, WhisperConfig, WhisperFeatureExtractor)
 from transformers.masking_utils import create_bidirectional_mask
@@ -157,22 +160,35 @@ def chunk_starts(
     step = size - 2 * context
     return list(range(0, length - 2 * context, step))
 
+def seeded(
+    encoder, # (features, lengths) -> states, lengths
+    seed,    # of NumPy, which wav2vec 2.0 draws its masks from; PyTorch sees to its own
+):           # the same function, which gives the same answer when it is asked twice
+    "An encoder that can be run again in the backward pass."
+    def run(*inputs):
+        before = np.random.get_state(); np.random.seed(seed)
+        try: return encoder(*inputs)
+        finally: np.random.set_state(before)
+    return run
+
 def encode_chunked(
-    encoder,  # (features (B, F, T), lengths (B,)) -> states, lengths
-    x,        # (B, F, T)
+    encoder,  # (features (B, ..., T), lengths (B,)) -> states, lengths
+    x,        # (B, ..., T): time is last
     lengths,  # (B,)
-    size,     # input frames the encoder can take
+    size,     # input frames of a chunk
     context,  # input frames of context on either side of a cut
     stride,   # input frames for one output frame
+    total,    # (B,) output frames
+    again=False, # compute each chunk again in the backward pass instead of keeping its activations
 ):
     "Encode rows longer than `size` in overlapping chunks and join their frames; shorter rows are encoded as ever."
     cuts = [(row, start, min(size, n - start)) for row, n in enumerate(lengths.tolist()) for start in chunk_starts(n, size, context)]
-    width = min(size, x.shape[2])
-    total, edge, joined = (lengths + stride - 1) // stride, context // stride, None
+    width, edge, joined = min(size, x.shape[-1]), context // stride, None
     for i in range(0, len(cuts), len(x)):                                  # as many chunks at a time as there are rows
         some = cuts[i:i + len(x)]
-        chunks = torch.stack([F.pad(x[r, :, s:s + n], (0, width - n)) for r, s, n in some])    # (N, F, size)
-        states, frames = encoder(chunks, torch.tensor([n for *_, n in some], device=x.device))
+        chunks = torch.stack([F.pad(x[r, ..., s:s + n], (0, width - n)) for r, s, n in some])  # (N, ..., size)
+        inputs = chunks, torch.tensor([n for *_, n in some], device=x.device)
+        states, frames = checkpoint(seeded(encoder, int(torch.randint(2**31, ()))), *inputs, use_reentrant=False) if again else encoder(*inputs)
         joined = joined or [s.new_zeros(len(x), int(total.max()), s.shape[-1]) for s in states]
         for (row, start, n), *pieces, f in zip(some, *states, frames.tolist()):
             skip = edge if start else 0                                    # the chunk before this one had these frames
@@ -293,10 +309,11 @@ class Backbone(nn.Module):
                  encoder,           # from `load_encoder` or `build_encoder`
                  extractor,         # the stock feature extractor that goes with it
                  tail_seconds=0.0,  # Whisper: silence heard after each utterance
-                 spec_augment=True): # mask stretches of time and frequency while training
+                 spec_augment=True,  # mask stretches of time and frequency while training
+                 max_seconds=30.0):  # longer utterances are heard in overlapping chunks
         super().__init__()
         self.encoder, self.features = encoder, front_end(extractor, tail_seconds)
-        self.spec_augment = spec_augment
+        self.spec_augment, self.max_seconds = spec_augment, max_seconds
         config = encoder.config
         self.masked = getattr(config, "feat_extract_norm", "layer") == "layer"    # group norm cannot take a mask
         self.hidden_size, self.n_states = config.hidden_size, config.num_hidden_layers + 1
@@ -313,18 +330,31 @@ class Backbone(nn.Module):
         "Log-mel encoders: our own SpecAugment, chunks over the position table, and the tail of silence cut off again."
         if self.training and self.spec_augment: x = spec_augment(x, n)
         stride = 4 if isinstance(self.encoder, TinyEncoder) else 2
-        size = self.encoder.config.max_source_positions * stride
-        states, _ = encode_chunked(self.encoder, x, n, size, 100, stride) if x.shape[2] > size else self.encoder(x, n)
+        size = min(self.encoder.config.max_source_positions * stride, int(self.max_seconds * 100) // stride * stride)
+        states, _ = self._encode(self.encoder, x, n, size, 100, stride, (n + stride - 1) // stride)
         speech = (samples + self.features.hop * stride - 1) // (self.features.hop * stride)
         return [s[:, :int(speech.max())] for s in states], speech
 
     def _masked_encoder(self, x, n):
-        "wav2vec 2.0 and Wav2Vec2-BERT: they mask by `attention_mask` and bring their own SpecAugment."
-        mask = frame_mask(n, x.shape[1]).long()
-        frames = n if x.dim() == 3 else self.encoder._get_feat_extract_output_lengths(n)
+        "wav2vec 2.0 and Wav2Vec2-BERT: they mask by `attention_mask` and bring their own SpecAugment; 50 frames a second."
+        if x.dim() == 3:                                                              # filterbank frames, (B, T, F)
+            run = lambda x, n: self._hidden_states(x.mT, n, n)
+            return self._encode(run, x.mT, n, int(self.max_seconds * 50), 50, 1, n)
+        frames = self.encoder._get_feat_extract_output_lengths                        # samples, (B, S)
+        run = lambda x, n: self._hidden_states(x, n, frames(n))
+        return self._encode(run, x, n, int(self.max_seconds * 50) * 320, 16000, 320, frames(n))
+
+    def _hidden_states(self, x, n, frames):
+        "All hidden states of a Hugging Face encoder, and their frames."
+        mask = frame_mask(n, x.shape[1]).long() if self.masked else None
         self.encoder.config.apply_spec_augment = self.spec_augment and int(frames.max()) > self.encoder.config.mask_time_length
-        out = self.encoder(x, attention_mask=mask if self.masked else None, output_hidden_states=True)
-        return list(out.hidden_states), frames
+        return list(self.encoder(x, attention_mask=mask, output_hidden_states=True).hidden_states), frames
+
+    def _encode(self, run, x, n, size, context, stride, total):
+        "In one go, or in chunks where an utterance is longer than `size`."
+        if x.shape[-1] <= size: return run(x, n)
+        again = torch.is_grad_enabled() and self.training and not isinstance(self.encoder, TinyEncoder)   # its running norm must see a chunk once
+        return encode_chunked(run, x, n, size, context, stride, total, again)
 
 # %% ../nbs/03_backbones.ipynb #c037
 def spec_augment(

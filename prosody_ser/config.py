@@ -20,7 +20,7 @@ def _(default, help, **more):
     return field(default_factory=lambda: list(default), metadata=metadata) if isinstance(default, list) else field(default=default, metadata=metadata)
 
 LOW = dict(vocab_size=6, batch_size=1, num_epochs=1, gradient_accumulation_steps=1, log_steps=1, prefetch_factor=1, ablation_epochs=1,
-           ablation_seeds=1, beam_width=1, top_k=1, character_coverage=0.98, word_score=-math.inf)                      # the least value of a number; the others may be 0
+           ablation_seeds=1, beam_width=1, top_k=1, max_seconds=4, character_coverage=0.98, word_score=-math.inf)                      # the least value of a number; the others may be 0
 HIGH = dict(character_coverage=1.0, blank_skip=1.0, ctc_blank_threshold=0.99, warmup_ratio=0.99, head_dropout=0.99, whisper_tail_seconds=30)
 
 class ConfigError(ValueError):
@@ -120,6 +120,7 @@ class TrainConfig:
     head_dropout: float = _(0.1, "dropout in the heads")
     spec_augment: bool = _(True, "mask stretches of time and frequency while training")
     whisper_tail_seconds: float = _(0.0, "silence that Whisper hears after each utterance; 30: its own padding")
+    max_seconds: float = _(30.0, "longer utterances are heard in chunks of this length that overlap by 2 s; Whisper's limit is 30")
     ctc_reduction: str = _("mean", "how CTC losses of a batch are reduced; the paper's code sums", choices=_REDUCTIONS)
     prosody_alignment: str = _("ctc", "frames of a word: from CTC alignment once it is usable, or an even split", choices=["ctc", "uniform"])
     lr_scheduler: str = _("linear", "shape of the learning rates after warm-up", choices=_SCHEDULES)

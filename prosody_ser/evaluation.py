@@ -48,10 +48,10 @@ def read_out(
     if model.ser: keep["emotion_logits"] = out.emotion_logits.float()                              # (B, C)
     if model.asr:
         blank = model.config.blank_id
-        ids = [torch.tensor(i, dtype=torch.long) for i in DECODERS[decode](out.asr_logits.float(), out.lengths, blank, **options)]
+        ids = [torch.tensor(i, dtype=torch.long) for i in DECODERS[decode](out.asr_frames, out.lengths, blank, **options)]
         keep["tokens"] = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-100).to(out.lengths.device)
         keep["frames"] = out.lengths                                                               # (B,)
-        keep["blank_rate"] = blank_stats(out.asr_logits.float(), out.lengths, blank)["argmax"]     # (B,)
+        keep["blank_rate"] = blank_stats(out.asr_frames, out.lengths, blank)["argmax"]     # (B,)
     if model.prosody:
         keep["prosody_logits"] = out.prosody_logits.float().masked_fill(out.spans[..., 0] < 0, -100.0)  # (B, W)
     return keep

@@ -13,6 +13,7 @@ import numpy as np
 import soxr
 import torch
 
+from .ctc import HeadLogits
 from .data import MIN_SECONDS, SAMPLING_RATE, Utterance, load_audio, plot_utterance
 from .evaluation import DECODERS
 from .model import load_checkpoint
@@ -78,7 +79,7 @@ class Predictor:
         if isinstance(words, str): words = words.split()
         if words is not None: return (*(tokenizer.encode_words(words) if tokenizer else ([], [])), list(words))
         if hidden is None: return [], [], None
-        ids = DECODERS[self.decode](self.model.asr.logits(hidden).float(), lengths, self.model.config.blank_id, **self.options)[0]
+        ids = DECODERS[self.decode](HeadLogits(hidden, self.model.asr.out.weight, self.model.asr.out.bias), lengths, self.model.config.blank_id, **self.options)[0]
         words, owner = tokenizer.decode_words(ids)
         return ids, owner, words
 

@@ -20,7 +20,7 @@ from transformers import (AutoConfig, AutoModel, PretrainedConfig, PreTrainedMod
 from transformers.utils import ModelOutput, cached_file
 
 from .backbones import Backbone, build_encoder, load_encoder
-from .ctc import forced_align, label_emissions, regularised_ctc, uniform_spans, word_spans
+from .ctc import HeadLogits, forced_align, label_emissions, processes, regularised_ctc, shared, uniform_spans, word_spans
 from .heads import CTCHead, ProsodyHead, SERHead, level
 from .tokenizer import SentencePieceTokenizer, TokenizerError
 
@@ -47,6 +47,7 @@ class ProsodySERConfig(PretrainedConfig):
                  prosody_alignment="ctc", # a word's frames: ctc (forced alignment once it is usable) or uniform
                  prosody_pos_weight=1.0,  # weight of prominent words in its loss
                  whisper_tail_seconds=0.0, # silence that Whisper hears after each utterance
+                 max_seconds=30.0,        # longer utterances are heard in overlapping chunks
                  spec_augment=True,      # mask time and frequency while training
                  **kwargs):
         self.backbone, self.encoder, self.feature_extractor = backbone, encoder, feature_extractor
@@ -55,7 +56,7 @@ class ProsodySERConfig(PretrainedConfig):
         self.vocab_size, self.blank_id, self.ctc = vocab_size, blank_id, CTC_OPTIONS | (ctc or {})
         self.layer_mix, self.pooling, self.head_dropout = layer_mix, pooling, head_dropout
         self.prosody_alignment, self.prosody_pos_weight = prosody_alignment, prosody_pos_weight
-        self.whisper_tail_seconds, self.spec_augment = whisper_tail_seconds, spec_augment
+        self.whisper_tail_seconds, self.max_seconds, self.spec_augment = whisper_tail_seconds, max_seconds, spec_augment
         super().__init__(**kwargs)
 
 # %% ../nbs/06_model.ipynb #c009
@@ -143,11 +144,14 @@ class ProsodySEROutput(ModelOutput):
     asr_loss: torch.Tensor | None = None        # regularised CTC, over utterances with a transcript
     prosody_loss: torch.Tensor | None = None    # binary cross entropy, mean over labelled words
     emotion_logits: torch.Tensor | None = None  # (B, C)
-    asr_logits: torch.Tensor | None = None      # (B, T, V); None while training: the loss does without
+    asr_frames: HeadLogits | None = None        # what the decoders read: token logits, made when asked for; None while training
     prosody_logits: torch.Tensor | None = None  # (B, W)
     lengths: torch.Tensor | None = None         # (B,) frames
     spans: torch.Tensor | None = None           # (B, W, 2) frames of each word
     ctc_terms: dict | None = None               # detached values of CTC and each of its regularisers
+
+    @property
+    def asr_logits(self): return self.asr_frames and self.asr_frames.dense()    # (B, T, V); None while training: the loss does without
 
 # %% ../nbs/06_model.ipynb #c019
 class ProsodySER(PreTrainedModel):
@@ -164,7 +168,7 @@ class ProsodySER(PreTrainedModel):
         super().__init__(config)
         fresh = build_encoder(config.encoder) if encoder is None else None
         self.backbone = Backbone(fresh if encoder is None else encoder, build_extractor(config.feature_extractor),
-                                 config.whisper_tail_seconds, config.spec_augment)
+                                 config.whisper_tail_seconds, config.spec_augment, config.max_seconds)
         size = self.backbone.hidden_size, self.backbone.n_states
         options = dict(layer_mix=config.layer_mix, dropout=config.head_dropout)
         self.ser = SERHead(*size, config.num_labels, config.pooling, **options) if "ser" in config.tasks else None
@@ -202,14 +206,18 @@ class ProsodySER(PreTrainedModel):
 
     def _emotion(self, out, states, emotion):
         out.emotion_logits = self.ser(states, out.lengths)                      # (B, C)
-        if emotion is not None and (emotion >= 0).any():
-            out.ser_loss = F.cross_entropy(out.emotion_logits.float(), emotion, ignore_index=-100)
+        if emotion is None: return
+        n = (emotion >= 0).sum()
+        if n > 0 or processes() > 1: out.ser_loss = F.cross_entropy(out.emotion_logits.float(), emotion, ignore_index=-100, reduction="sum") / shared(n)[0]
 
     def _transcript(self, out, hidden, targets, target_lengths):
-        if not self.training: out.asr_logits = self.asr.logits(hidden)          # (B, T, V)
-        has = target_lengths > 0 if target_lengths is not None else torch.zeros(len(hidden), dtype=torch.bool)
-        if not has.any(): return
-        terms = regularised_ctc(hidden[has], self.asr.out.weight, self.asr.out.bias, out.lengths[has], targets[has],
+        if not self.training: out.asr_frames = HeadLogits(hidden, self.asr.out.weight, self.asr.out.bias)   # never (B, T, V) at once
+        if target_lengths is None: return
+        has, frames = target_lengths > 0, out.lengths
+        if not has.any():
+            if processes() == 1: return
+            has[0], frames = True, torch.zeros_like(frames)                      # a row of no frames, for the sums over processes
+        terms = regularised_ctc(hidden[has], self.asr.out.weight, self.asr.out.bias, frames[has], targets[has],
                                 target_lengths[has], blank=self.config.blank_id, **self.config.ctc)
         out.asr_loss, out.ctc_terms = terms.pop("loss"), terms
         if self.training:
@@ -238,10 +246,12 @@ class ProsodySER(PreTrainedModel):
 
     def _prominence(self, out, states, prosody):
         out.prosody_logits = self.prosody(states, out.lengths, out.spans)       # (B, W)
-        labelled = prosody >= 0 if prosody is not None else torch.zeros_like(out.prosody_logits, dtype=torch.bool)
-        if labelled.any():
+        if prosody is None: return
+        labelled = prosody >= 0                                                 # (B, W)
+        if labelled.any() or processes() > 1:
             weight = out.prosody_logits.new_tensor(self.config.prosody_pos_weight).float()
-            out.prosody_loss = F.binary_cross_entropy_with_logits(out.prosody_logits[labelled].float(), prosody[labelled].float(), pos_weight=weight)
+            total = F.binary_cross_entropy_with_logits(out.prosody_logits[labelled].float(), prosody[labelled].float(), pos_weight=weight, reduction="sum")
+            out.prosody_loss = total / shared(labelled.sum())[0]
 
     def _weigh(self, out, states):
         "The weighted sum. Every head is touched at every step, as data-parallel training needs."
