@@ -93,7 +93,7 @@ def _total(
 )->dict: # 'loss' with its gradient, everything else detached
     "Weigh the terms; one with weight 0 stays out of the graph"
     loss = terms['ctc'] + sum(w * terms[name] for name, w in weights.items() if w)
-    return {'loss': loss.to(dtype), **{k: v.detach().to(dtype) for k, v in terms.items()}, 'infeasible': infeasible.sum()}
+    return {'loss': loss.to(dtype), **{k: v.detach().to(dtype) for k, v in terms.items()}, 'infeasible': infeasible.sum() * processes()}
 
 # %% ../nbs/05_ctc.ipynb #c013
 def _check(

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SAMPLING_RATE', 'MIN_SECONDS', 'EMOTIONS', 'ManifestError', 'Utterance', 'read_manifest', 'write_manifest',
            'load_audio', 'audio_path', 'load_utterance', 'check_audio', 'emotion_names', 'emotion_ids', 'group_of',
-           'split_by_group', 'shared_groups', 'beware', 'describe', 'plot_utterance', 'SpeechDataset']
+           'split_by_group', 'shared_groups', 'beware', 'describe', 'plot_utterance', 'SpeechDataset',
+           'DurationBatches', 'padding_waste']
 
 # %% ../nbs/00_data.ipynb #c003
 import json
@@ -325,3 +326,53 @@ class SpeechDataset:
         u = self.utterances[i]
         return dict(audio=load_utterance(u, self.audio_base_path), words=u.words, prosody=u.prosody_annotations,
                     emotion=self.emotions[i], row=i)
+
+# %% ../nbs/00_data.ipynb #c043
+class DurationBatches:
+    "Batches of row indices for `DataLoader(batch_sampler=...)`, reproducible by seed and epoch."
+    def __init__(self,
+                 seconds,         # float (N,): length of each utterance
+                 batch_size,      # utterances in a batch, at most
+                 max_seconds=None, # padded seconds of a batch, at most (a longer utterance is alone); None: no limit
+                 by_length=True,  # neighbours in length; False: random batches
+                 seed=0,          # of the order
+                 epoch=lambda: 0, # tells the epoch
+                 world=1, rank=0): # processes, and which of them this is
+        self.seed, self.epoch, self.world, self.rank = seed, epoch, world, rank
+        self.seconds, limit = np.asarray(seconds, dtype=float), max_seconds or math.inf
+        self.windows, rest = [], np.argsort(-self.seconds, kind="stable")          # (rows, batch size) each; longest first
+        while len(rest):
+            longest = max(self.seconds[rest[0]], 1e-3)
+            size = max(1, int(min(batch_size, limit / longest)))
+            mixed = size == batch_size and not by_length
+            near, batch = (len(rest) if mixed else int((self.seconds[rest] >= longest / ratio).sum()) for ratio in (1.05, 1.15))
+            size = min(size, batch)                                                   # among the few longest ones a smaller batch
+            take = max(size, near // size * size)
+            self.windows.append((rest[:take], size)); rest = rest[take:]
+
+    def __len__(self): return -(-sum(-(-len(rows) // size) for rows, size in self.windows) // self.world)
+
+    def __iter__(self):
+        rng, batches = np.random.default_rng([self.seed, self.epoch()]), []
+        for rows, size in self.windows:
+            rows = rng.permutation(rows).tolist()
+            batches += [rows[i:i + size] for i in range(0, len(rows), size)]
+        while len(batches) % self.world: self._split(batches)
+        groups = [batches[i:i + self.world] for i in range(0, len(batches), self.world)]
+        order = rng.permutation(len(groups)).tolist()
+        if self.epoch() == 0: order.insert(0, order.pop(order.index(0)))              # the longest first
+        for i in order: yield groups[i][self.rank]
+
+    def _split(self, batches):
+        "Halve the largest batch, so that every process gets equally many; a single row must come twice."
+        i = max(range(len(batches)), key=lambda i: len(batches[i]))
+        half = (len(batches[i]) + 1) // 2
+        batches[i:i + 1] = [batches[i][:half], batches[i][half:] or batches[i]]
+
+def padding_waste(
+    batches, # lists of row indices
+    seconds, # (N,) length of each row
+) -> float:
+    "Share of padding in all that is computed."
+    seconds = np.asarray(seconds)
+    return 1 - sum(seconds[b].sum() for b in batches) / sum(len(b) * seconds[b].max() for b in batches)

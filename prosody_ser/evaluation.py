@@ -90,13 +90,16 @@ def half_precision():
 def by_seconds(
     seconds,    # (N,) length of each utterance
     batch_size, # utterances in a batch, at most
-    budget=30.0, # seconds of padded audio for each of them, on average
+    world=1, rank=0, # processes, and which of them this is; all get equally large batches, for which some rows may come twice
+    budget=30.0, # seconds of padded audio for each utterance of a batch, on average
 ) -> list:      # batches of indices
     "Batches of neighbours in length, longest first, of at most `batch_size * budget` padded seconds, so that long ones do not fill the memory."
     batches, order = [], np.argsort(-np.asarray(seconds), kind="stable").tolist()
     while order:
         n = int(max(1, min(batch_size, batch_size * budget // max(seconds[order[0]], 1e-3))))
-        batches.append(order[:n]); order = order[n:]
+        group, order = order[:n * world], order[n * world:]
+        n = -(-len(group) // world)                                             # the last group may be small
+        batches.append((group * world)[rank * n:(rank + 1) * n])
     return batches
 
 @torch.no_grad()

@@ -1,0 +1,73 @@
+"""Several processes learn what one would, write once, and score every row once."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, read, write
+from safetensors.torch import load_file
+from transformers import WhisperConfig
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+STEPS = "--backbone whisper --vocab_size 30 --num_epochs 2 --gradient_accumulation_steps 1 --num_workers 0 --log_steps 1 --batching random --no_spec_augment --head_dropout 0 " \
+        "--backbone_lr 1e-3 --head_lr 1e-3 --ctc_label_smoothing 0.1 --ctc_confidence_penalty 0.1 --ctc_blank_threshold 0.01 --decode_method greedy".split()
+
+
+@pytest.fixture(scope="module")
+def uneven(corpus, tmp_path_factory):
+    """The small corpus with labels missing here and there, so that a process may see none, and a backbone without dropout."""
+    folder = tmp_path_factory.mktemp("uneven")
+    for s in ("train", "val", "test"):
+        rows = read(corpus / f"{s}.jsonl")
+        for i, r in enumerate(rows):
+            for k in (["emotion"], ["words", "prosody_annotations"], ["prosody_annotations"], [], [])[i % 5]:
+                r[k] = None
+        write(folder / f"{s}.jsonl", rows)
+    write(folder / "val.jsonl", read(folder / "val.jsonl")[:5])          # not a multiple of anything
+    torch.manual_seed(0)
+    WhisperEncoder(WhisperConfig(d_model=32, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=64, dropout=0.0)).save_pretrained(folder / "backbone")
+    return folder
+
+
+def launch(corpus, data, run, processes, *more, start=None):
+    """Train in so many processes; returns the history and the weights."""
+    manifests = [x for s in ("train", "val", "test") for x in (f"--{s}_jsonl", data / f"{s}.jsonl")]
+    start = start or ["torch.distributed.run", "--standalone", "--nproc_per_node", processes]
+    argv = [sys.executable, "-m", *start, "-m", "prosody_ser.train", "--audio_base_path", corpus, *manifests, "--backbone_path", data / "backbone",
+            "--tokenizer_path", run / "tok.model", "--save_dir", run, *STEPS, "--batch_size", 4 // processes, *more]
+    done = subprocess.run(list(map(str, argv if processes > 1 else [sys.executable, *argv[argv.index("-m", 2 + len(start)):]])), cwd=ROOT, capture_output=True, text=True,
+                          env=os.environ | dict(OMP_NUM_THREADS="1"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("test set, model of the best validation epoch") == 1, done.stdout[-3000:]
+    return json.loads((run / "training_history.json").read_text()), load_file(run / "best_model/model.safetensors"), done.stdout
+
+
+def same(one, two):
+    """Losses and scores step by step, and the weights, to 1e-4."""
+    for a, b in zip(one[0]["train"] + one[0]["val"], two[0]["train"] + two[0]["val"], strict=True):
+        for k in a:
+            if "runtime" not in k and "per_second" not in k and k not in ("grad_norm", "loss"):
+                assert a[k] == pytest.approx(b[k], abs=1e-4, nan_ok=True), (k, a, b)
+    assert one[1].keys() == two[1].keys()
+    for k, v in one[1].items():
+        assert (v - two[1][k]).abs().max() < 1e-4, k
+
+
+def test_two_processes_learn_what_one_does(corpus, uneven, tmp_path):
+    """Same global batches, labels missing on either side: six steps, the same losses, scores and weights; one log, one set of files."""
+    one, two = (launch(corpus, uneven, tmp_path / str(n), n) for n in (1, 2))
+    same(one, two)
+    assert len(one[0]["train"]) == 6 and one[2].count("tokenizer:") == two[2].count("tokenizer:") == 1
+    names = lambda n: sorted(p.relative_to(tmp_path / str(n)).as_posix() for p in (tmp_path / str(n)).rglob("*") if p.is_file())
+    assert names(1) == names(2)
+
+
+def test_accelerate_launch(corpus, uneven, tmp_path):
+    """The other launcher, batches by length."""
+    start = ["accelerate.commands.launch", "--num_processes", 2, "--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no", "--cpu"]
+    history, _, _ = launch(corpus, uneven, tmp_path / "run", 2, "--batching", "length", "--num_epochs", "1", start=start)
+    assert len(history["val"]) == 1 and history["val"][0]["ser/n"] + 0 == 4
+    shutil.rmtree(tmp_path / "run")

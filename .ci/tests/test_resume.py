@@ -1,0 +1,53 @@
+"""A run that is killed and resumed ends as the unbroken run does."""
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+from safetensors.torch import load_file
+from test_commands import TINY, manifests, train
+
+LONG = ["--num_epochs", "8", "--checkpoint_interval", "2", "--checkpoint_steps", "4", "--eval_steps", "2", "--seed", "3"]   # three steps an epoch
+
+
+def kill_during(argv, folder, step):
+    """Start a run and kill it, without a warning, once its checkpoint of that step is being written."""
+    run = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while run.poll() is None and not (folder / f"checkpoint-{step}").exists():
+        time.sleep(0.002)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    return run.returncode
+
+
+def history(run):
+    """All but the clock's figures."""
+    lines = json.loads((run / "training_history.json").read_text())
+    return [{k: v for k, v in e.items() if "runtime" not in k and "per_second" not in k} for e in lines["train"] + lines["val"]], lines["best"]["epoch"]
+
+
+@pytest.fixture(scope="module")
+def unbroken(corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken")
+    assert train(corpus, folder, *LONG).returncode == 0
+    return folder / "run"
+
+
+@pytest.mark.parametrize("step", [4, 8, 18])
+def test_killed_and_resumed(corpus, unbroken, tmp_path, step):
+    """Within an epoch, and at its end; the killed checkpoint may be incomplete, then the one before it counts."""
+    folder = tmp_path / "killed"
+    argv = [sys.executable, "-m", "prosody_ser.train", "--audio_base_path", corpus, *manifests(corpus), "--tokenizer_path", folder / "tok.model",
+            "--save_dir", folder / "run", *TINY, *LONG]
+    assert kill_during(list(map(str, argv)), folder / "run", step) == -signal.SIGKILL
+    done = subprocess.run(list(map(str, [*argv, "--resume"])), cwd=ROOT, capture_output=True, text=True)
+    if done.returncode and "no checkpoint in" in done.stderr and step == 4:        # killed before the first one was whole: start anew
+        done = subprocess.run(list(map(str, argv)), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert history(folder / "run") == history(unbroken)
+    one, two = (load_file(p / "best_model/model.safetensors") for p in (unbroken, folder / "run"))
+    assert max((one[k].double() - two[k].double()).nan_to_num().abs().max().item() for k in one) < 1e-6
+    assert not (folder / "run/best_model.new").exists() and not (folder / "run/best_model.old").exists()
