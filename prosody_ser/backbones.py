@@ -183,16 +183,18 @@ def encode_chunked(
 ):
     "Encode rows longer than `size` in overlapping chunks and join their frames; shorter rows are encoded as ever."
     cuts = [(row, start, min(size, n - start)) for row, n in enumerate(lengths.tolist()) for start in chunk_starts(n, size, context)]
-    width, edge, joined = min(size, x.shape[-1]), context // stride, None
+    width, edge, rows = min(size, x.shape[-1]), context // stride, [[] for _ in x]
     for i in range(0, len(cuts), len(x)):                                  # as many chunks at a time as there are rows
         some = cuts[i:i + len(x)]
         chunks = torch.stack([F.pad(x[r, ..., s:s + n], (0, width - n)) for r, s, n in some])  # (N, ..., size)
         inputs = chunks, torch.tensor([n for *_, n in some], device=x.device)
         states, frames = checkpoint(seeded(encoder, int(torch.randint(2**31, ()))), *inputs, use_reentrant=False) if again else encoder(*inputs)
-        joined = joined or [s.new_zeros(len(x), int(total.max()), s.shape[-1]) for s in states]
         for (row, start, n), *pieces, f in zip(some, *states, frames.tolist()):
-            skip = edge if start else 0                                    # the chunk before this one had these frames
-            for out, piece in zip(joined, pieces): out[row, start // stride + skip:start // stride + f] = piece[skip:f]
+            first = edge if start else 0                                   # the outer second on either side is only context
+            last = f if start + n == lengths[row] else (size - context) // stride
+            rows[row].append([p[first:last] for p in pieces])
+    joined = [[torch.cat(pieces) for pieces in zip(*row)] for row in rows]                     # rows x states x (T, H)
+    joined = [torch.nn.utils.rnn.pad_sequence(some, batch_first=True) for some in zip(*joined)]
     return joined, total
 
 # %% ../nbs/03_backbones.ipynb #c030
@@ -319,30 +321,30 @@ class Backbone(nn.Module):
         self.hidden_size, self.n_states = config.hidden_size, config.num_hidden_layers + 1
         self.frame_rate = 25 if isinstance(encoder, TinyEncoder) else 50              # frames a second
 
-    def forward(self, audio, lengths):  # (B, S) zero after each end, (B,) -> list of (B, T, H), (B,)
+    def forward(self, audio, lengths, read=list):  # (B, S) zero after each end, (B,), states -> what is kept of them -> list of (B, T, H), (B,)
         with torch.autocast(audio.device.type, enabled=False), torch.no_grad():   # spectra lose their quiet half in 16 bits
             x, n = self.features(audio.float(), lengths)
         x = x.to(next(self.encoder.parameters()).dtype)
-        if isinstance(self.encoder, WhisperEncoder): return self._whisper(x, n, lengths)
-        return self._masked_encoder(x, n)
+        if isinstance(self.encoder, WhisperEncoder): return self._whisper(x, n, lengths, read)
+        return self._masked_encoder(x, n, read)
 
-    def _whisper(self, x, n, samples):
+    def _whisper(self, x, n, samples, read):
         "Log-mel encoders: our own SpecAugment, chunks over the position table, and the tail of silence cut off again."
         if self.training and self.spec_augment: x = spec_augment(x, n)
         stride = 4 if isinstance(self.encoder, TinyEncoder) else 2
         size = min(self.encoder.config.max_source_positions * stride, int(self.max_seconds * 100) // stride * stride)
-        states, _ = self._encode(self.encoder, x, n, size, 100, stride, (n + stride - 1) // stride)
+        states, _ = self._encode(self.encoder, x, n, size, 100, stride, (n + stride - 1) // stride, read)
         speech = (samples + self.features.hop * stride - 1) // (self.features.hop * stride)
         return [s[:, :int(speech.max())] for s in states], speech
 
-    def _masked_encoder(self, x, n):
+    def _masked_encoder(self, x, n, read):
         "wav2vec 2.0 and Wav2Vec2-BERT: they mask by `attention_mask` and bring their own SpecAugment; 50 frames a second."
         if x.dim() == 3:                                                              # filterbank frames, (B, T, F)
             run = lambda x, n: self._hidden_states(x.mT, n, n)
-            return self._encode(run, x.mT, n, int(self.max_seconds * 50), 50, 1, n)
+            return self._encode(run, x.mT, n, int(self.max_seconds * 50), 50, 1, n, read)
         frames = self.encoder._get_feat_extract_output_lengths                        # samples, (B, S)
         run = lambda x, n: self._hidden_states(x, n, frames(n))
-        return self._encode(run, x, n, int(self.max_seconds * 50) * 320, 16000, 320, frames(n))
+        return self._encode(run, x, n, int(self.max_seconds * 50) * 320, 16000, 320, frames(n), read)
 
     def _hidden_states(self, x, n, frames):
         "All hidden states of a Hugging Face encoder, and their frames."
@@ -350,8 +352,11 @@ class Backbone(nn.Module):
         self.encoder.config.apply_spec_augment = self.spec_augment and int(frames.max()) > self.encoder.config.mask_time_length
         return list(self.encoder(x, attention_mask=mask, output_hidden_states=True).hidden_states), frames
 
-    def _encode(self, run, x, n, size, context, stride, total):
+    def _encode(self, encoder, x, n, size, context, stride, total, read):
         "In one go, or in chunks where an utterance is longer than `size`."
+        def run(x, n):
+            states, frames = encoder(x, n)
+            return read(states), frames
         if x.shape[-1] <= size: return run(x, n)
         again = torch.is_grad_enabled() and self.training and not isinstance(self.encoder, TinyEncoder)   # its running norm must see a chunk once
         return encode_chunked(run, x, n, size, context, stride, total, again)

@@ -118,6 +118,9 @@ class TrainConfig:
     max_batch_seconds: float | None = _(None, "padded seconds in a batch, at most; a longer utterance is alone; default: batch_size times max_seconds")
     checkpoint_steps: int = _(0, "steps between checkpoints within an epoch, for epochs too long to lose; 0: none")
     freeze_backbone: bool = _(False, "train the heads only")
+    feature_cache: str | None = _(None, "folder for the features of a frozen backbone, computed once and shared by all runs")
+    lora_rank: int = _(0, "train adapters of this rank in the backbone instead of its weights; 0: the weights")
+    torch_compile: bool = _(False, "compile the model with torch.compile; pays on long runs on a GPU")
     layer_mix: bool = _(True, "every head learns which layers to read; off: the last layer, as in Cai et al. 2021")
     pooling: str = _("mean_std", "how the emotion head pools frames; mean is the paper's", choices=_POOLINGS)
     head_dropout: float = _(0.1, "dropout in the heads")
@@ -145,6 +148,8 @@ class TrainConfig:
         check_settings(self); check_decoding(self)
         if self.select_by and self.select_by.split("/")[0] not in self.tasks:
             raise ConfigError(f"--select_by {self.select_by} needs the {self.select_by.split('/')[0]} head. Switch it on, or choose another metric.")
+        if self.feature_cache and not self.freeze_backbone: raise ConfigError("--feature_cache keeps what a frozen backbone says. Add --freeze_backbone, or leave the cache out.")
+        if self.lora_rank and self.freeze_backbone: raise ConfigError("--lora_rank trains the backbone, --freeze_backbone does not. Choose one.")
         if self.run_ablation_study and self.tasks == ["ser"]:
             raise ConfigError("--run_ablation_study weighs the auxiliary tasks, but only the emotion head is on. Switch on --use_alpha_asr or --use_alpha_prosody.")
 

@@ -249,6 +249,78 @@ def compact_nll(
     return nll - (m - m.detach())
 
 # %% ../nbs/05_ctc.ipynb #c030
+class _LongCTC(torch.autograd.Function):
+    "Negative log-likelihood of one feasible utterance, a segment of frames at a time, in float64"
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, lse, targets, blank, size):
+        ids, skip = F.pad(targets, (1, 0), value=blank), torch.zeros(2 * len(targets) + 1, dtype=torch.bool, device=hidden.device)
+        skip[3::2] = targets[1:] != targets[:-1]
+        alpha = hidden.new_full((len(skip),), -math.inf, dtype=torch.double); alpha[0] = 0      # before the first frame
+        starts = []
+        for i in range(0, len(hidden), size):
+            starts.append(alpha)
+            alpha = _LongCTC.walk(alpha, skip, _LongCTC.emissions(hidden[i:i + size], weight, bias, lse[i:i + size], ids))[-1]
+        ctx.save_for_backward(hidden, weight, bias, lse, ids, skip, *starts)
+        ctx.size, ctx.total = size, alpha[-2:].logsumexp(0)
+        return -ctx.total
+
+    @staticmethod
+    def emissions(hidden, weight, bias, lse, ids):  # (n, S)
+        with torch.autocast(hidden.device.type, enabled=False):
+            logp = (hidden @ weight[ids].T + bias[ids] - lse[:, None]).double()                 # (n, 1+L)
+        e = logp[:, :1].repeat(1, 2 * len(ids) - 1)
+        e[:, 1::2] = logp[:, 1:]
+        return e
+
+    @staticmethod
+    def step(x, skip):
+        "Paths that lead to each state: from itself, the one before, and the one before that where a blank may be skipped"
+        two = F.pad(x, (2, 0), value=-math.inf)[:len(x)].masked_fill(~skip, -math.inf)
+        return torch.logaddexp(torch.logaddexp(x, F.pad(x, (1, 0), value=-math.inf)[:len(x)]), two)
+
+    @staticmethod
+    def walk(alpha, skip, e):  # forward variables of a segment (n, S)
+        out = torch.empty_like(e)
+        for t in range(len(e)): out[t] = alpha = _LongCTC.step(alpha, skip) + e[t]
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        hidden, weight, bias, lse, ids, skip, *starts = ctx.saved_tensors
+        dh, dw, db, S = torch.empty_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias), len(skip)
+        beta = hidden.new_full((S,), -math.inf, dtype=torch.double); beta[-2:] = 0              # (S,) behind the last frame
+        back = F.pad(skip, (0, 2))[2:].flip(0)                              # s -> s+2, seen from the end
+        for i, alpha in reversed(list(zip(range(0, len(hidden), ctx.size), starts))):
+            part = slice(i, i + ctx.size)
+            e = _LongCTC.emissions(hidden[part], weight, bias, lse[part], ids)
+            gamma = _LongCTC.walk(alpha, skip, e)                           # (n, S)
+            for t in reversed(range(len(e))):
+                gamma[t] += beta
+                beta = _LongCTC.step((beta + e[t]).flip(0), back).flip(0)
+            gamma = (gamma - ctx.total).exp() * -grad
+            columns = torch.cat([gamma[:, ::2].sum(1, keepdim=True), gamma[:, 1::2]], 1).to(hidden.dtype)   # (n, 1+L)
+            dh[part] = columns @ weight[ids]
+            dw.index_add_(0, ids, columns.T @ hidden[part])
+            db.index_add_(0, ids, columns.sum(0))
+        return dh, dw, db, grad.to(lse.dtype).expand_as(lse), None, None, None
+
+# %% ../nbs/05_ctc.ipynb #c033
+def _long_nll(
+    hidden:torch.Tensor, # (B, T, H)
+    weight:torch.Tensor, # (V, H)
+    bias:torch.Tensor, # (V,)
+    lse:torch.Tensor, # log-normaliser (B, T)
+    frame_lengths:torch.Tensor, # valid frames (B,)
+    targets:torch.Tensor, # token ids, padded with -100 (B, L)
+    target_lengths:torch.Tensor, # valid tokens (B,)
+    blank:int, # blank id
+)->torch.Tensor: # negative log-likelihood, 0 for infeasible rows (B,)
+    "CTC of each utterance by `_LongCTC`"
+    bad = infeasible(frame_lengths, targets, target_lengths).tolist()
+    return torch.stack([hidden.new_zeros((), dtype=torch.double) if b or not t else _LongCTC.apply(h[:t], weight, bias, z[:t], ids[:l], blank, 256)
+                        for h, z, ids, t, l, b in zip(hidden, lse, targets, frame_lengths.tolist(), target_lengths.tolist(), bad)])
+
 def regularised_ctc(
     hidden:torch.Tensor, # (B, T, H), any float dtype
     weight:torch.Tensor, # (V, H)
@@ -265,21 +337,25 @@ def regularised_ctc(
     confidence_penalty:float=0.0, # weight of -H on frames where a token rules
     reduction:str='mean', # 'mean', 'mean_frames', 'mean_batch' or 'sum'
     chunk:int|None=None, # frames of logits alive at a time; default: 2**22 logits
+    cells:int=2**23, # above so many CTC states in a batch, each utterance is walked through in segments
 )->dict: # 'loss', and detached 'ctc entropy blank_penalty label_smoothing confidence blank nats infeasible'
     "Linear layer + CTC + regularisers without the (B, T, V) logits"
     _check(hidden, weight, frame_lengths, targets, target_lengths, blank, blank_threshold)
     V, mask = weight.shape[0], _frame_mask(frame_lengths, hidden.shape[1])  # (B, T)
     with torch.autocast(hidden.device.type, enabled=False):
         hidden, weight, bias = _widen(hidden.masked_fill(~mask[..., None], 0), weight, bias)
+        long = mask.numel() * (2 * targets.shape[1] + 1) > cells
         ids = F.pad(targets.clamp(min=0), (1, 0), value=blank)              # (B, 1+L) the blank, then the tokens
+        if long: ids = ids[:, :1]
         columns, mean, lse, entropy = _Head.apply(hidden, weight, bias, ids, mask, chunk or max(1, 2**22 // V))
         logp = columns - lse[..., None]                                     # (B, T, 1+L)
-        nll = compact_nll(logp[..., 1:], logp[..., 0], frame_lengths, targets, target_lengths)  # (B,)
+        nll = _long_nll(hidden, weight, bias, lse, frame_lengths, targets, target_lengths, blank) if long else compact_nll(
+            logp[..., 1:], logp[..., 0], frame_lengths, targets, target_lengths)  # (B,)
         terms = _terms(nll, entropy, logp[..., 0].exp(), lse - mean - math.log(V), mask, target_lengths, V, blank_threshold, reduction)
         return _total(terms, hidden.dtype, infeasible(frame_lengths, targets, target_lengths), entropy=entropy_weight,
                       blank_penalty=blank_penalty, label_smoothing=label_smoothing, confidence=confidence_penalty)
 
-# %% ../nbs/05_ctc.ipynb #c049
+# %% ../nbs/05_ctc.ipynb #c052
 class Logits:
     "Logits that are at hand"
     def __init__(self, values:torch.Tensor): self.values, self.shape = values, values.shape  # (B, T, V)
@@ -311,12 +387,12 @@ class HeadLogits:
 
     def dense(self): return F.linear(self.hidden, self.weight, self.bias)   # (B, T, V), all at once after all
     def column(self, token:int): return self.hidden @ self.weight[token] + self.bias[token]
-    def at(self, t:int, tokens:torch.Tensor): return torch.einsum('bkh,bh->bk', self.weight[tokens], self.hidden[:, t]) + self.bias[tokens]
+    def at(self, t:int, tokens:torch.Tensor): return (self.weight[tokens] * self.hidden[:, t, None]).sum(-1) + self.bias[tokens]
     def pick(self, frames:torch.Tensor): return HeadLogits(self.hidden.gather(1, frames[..., None].expand(-1, -1, self.hidden.shape[2])), self.weight, self.bias)
 
 def _logits(x): return Logits(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x) if isinstance(x, torch.Tensor) else x
 
-# %% ../nbs/05_ctc.ipynb #c052
+# %% ../nbs/05_ctc.ipynb #c055
 @torch.no_grad()
 def blank_stats(
     logits, # (B, T, V), not normalised: a tensor, `Logits` or `HeadLogits`
@@ -330,7 +406,7 @@ def blank_stats(
     posterior, wins = (logits.column(blank) - lse).exp(), best[..., 0] == blank                 # (B, T), (B, T)
     return {'posterior': posterior.masked_fill(~mask, 0).sum(1) / n, 'argmax': (wins & mask).sum(1) / n}
 
-# %% ../nbs/05_ctc.ipynb #c055
+# %% ../nbs/05_ctc.ipynb #c058
 @torch.no_grad()
 def greedy_decode(
     logits, # (B, T, V): a tensor, `Logits` or `HeadLogits`
@@ -344,7 +420,7 @@ def greedy_decode(
     keep = new & (best != blank) & _frame_mask(lengths, best.shape[1])
     return [row[k].tolist() for row, k in zip(best.cpu(), keep.cpu())]
 
-# %% ../nbs/05_ctc.ipynb #c058
+# %% ../nbs/05_ctc.ipynb #c061
 _HASH = 6364136223846793005  # odd, so that int64 overflow keeps hashes apart
 
 def _beam_step(
@@ -382,7 +458,7 @@ def _beam_step(
              torch.where(stays, before, before * _HASH + new + 1))
     return state, beam, torch.where(stays, -1, new)
 
-# %% ../nbs/05_ctc.ipynb #c060
+# %% ../nbs/05_ctc.ipynb #c063
 def _merge_blanks(
     logits, # `Logits` or `HeadLogits`
     mask:torch.Tensor, # valid frames (B, T)
@@ -469,22 +545,28 @@ def _trace_back(
         out.append(ids[::-1])
     return out
 
-# %% ../nbs/05_ctc.ipynb #c069
+# %% ../nbs/05_ctc.ipynb #c072
 def _viterbi(
-    emissions:torch.Tensor, # score of each state (B, T, S), -inf where a state does not exist
+    label:torch.Tensor, # score of each token (B, T, L), any in the padding
+    blank:torch.Tensor, # score of the blank (B, T)
+    inside:torch.Tensor, # True on tokens (B, L)
     skip:torch.Tensor, # True where s-2 -> s is allowed (B, S)
     mask:torch.Tensor, # valid frames (B, T)
 )->tuple: # score of each state at the last frame (B, S), steps back (T, B, S)
     "Best score of each state; past an utterance's end its scores stand still"
-    B, T, S = emissions.shape
-    alpha = emissions.new_full((B, S), -math.inf)                           # (B, S)
+    (B, T, L), S = label.shape, skip.shape[1]
+    alpha = label.new_full((B, S), -math.inf, dtype=torch.double)           # (B, S)
     alpha[:, 0] = 0                                                         # a state before the first frame: 0 or 1 may follow
-    backs = torch.zeros(T, B, S, dtype=torch.int8, device=emissions.device)
+    backs = torch.zeros(T, B, S, dtype=torch.int8, device=label.device)
     for t in range(T):
+        if t % 256 == 0:                                                    # (B, 256, S): blanks at even states
+            some = slice(t, t + 256)
+            emissions = blank[:, some, None].double().repeat(1, 1, S)
+            emissions[..., 1::2] = label[:, some].double().masked_fill(~inside[:, None], -math.inf)
         padded = F.pad(alpha, (2, 0), value=-math.inf)                      # (B, 2+S)
         two = padded[:, :S].masked_fill(~skip, -math.inf)                   # (B, S) from s-2
         best, back = torch.stack([alpha, padded[:, 1:-1], two]).max(0)      # (B, S)
-        alpha = torch.where(mask[:, t, None], best + emissions[:, t], alpha)
+        alpha = torch.where(mask[:, t, None], best + emissions[:, t % 256], alpha)
         backs[t] = back.masked_fill(~mask[:, t, None], 0)
     return alpha, backs
 
@@ -499,11 +581,9 @@ def forced_align(
     "Token spans under the best CTC path, by batched Viterbi"
     (B, T, L), device = emissions_label.shape, targets.device
     inside, mask = _frame_mask(target_lengths, L), _frame_mask(frame_lengths, T)                                    # (B, L), (B, T)
-    emissions = emission_blank.double()[..., None].repeat(1, 1, 2 * L + 1)  # (B, T, S): blanks at even states
-    emissions[..., 1::2] = emissions_label.double().masked_fill(~inside[:, None], -math.inf)
     skip = torch.zeros(B, 2 * L + 1, dtype=torch.bool, device=device)       # (B, S)
     skip[:, 3::2] = targets[:, 1:] != targets[:, :-1]
-    alpha, backs = _viterbi(emissions, skip, mask)
+    alpha, backs = _viterbi(emissions_label, emission_blank, inside, skip, mask)
     rows, end = torch.arange(B, device=device), 2 * target_lengths          # the last blank; the last token is one before
     state = torch.where(alpha[rows, end] >= alpha[rows, (end - 1).clamp(min=0)], end, end - 1).clamp(min=0)         # (B,)
     good = (frame_lengths > 0) & (target_lengths > 0) & ~infeasible(frame_lengths, targets, target_lengths)
@@ -537,7 +617,7 @@ def align_logits(
     columns = targets.clamp(min=0)[:, None].expand(-1, logits.shape[1], -1)  # (B, T, L)
     return forced_align(logits.gather(2, columns), logits[..., blank], frame_lengths, targets, target_lengths)
 
-# %% ../nbs/05_ctc.ipynb #c070
+# %% ../nbs/05_ctc.ipynb #c073
 def label_emissions(
     hidden:torch.Tensor, # (B, T, H), any float dtype
     weight:torch.Tensor, # (V, H)
@@ -552,7 +632,7 @@ def label_emissions(
         columns = hidden @ weight[ids].mT + bias[ids][:, None]              # (B, T, 1+L)
     return columns[..., 1:], columns[..., 0]
 
-# %% ../nbs/05_ctc.ipynb #c076
+# %% ../nbs/05_ctc.ipynb #c079
 def word_spans(
     token_spans:torch.Tensor, # (B, L, 2) from `forced_align`
     token_word:torch.Tensor, # word index of each token, padded with -100 (B, L)

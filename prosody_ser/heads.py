@@ -32,7 +32,7 @@ class LayerMix(nn.Module):
         if self.weight is None: return states[-1]
         return sum(w * s for w, s in zip(self.weight.softmax(0), states))
 
-# %% ../nbs/04_heads.ipynb #c010
+# %% ../nbs/04_heads.ipynb #c011
 POOLING = "mean", "mean_std", "attentive"
 
 class Pooling(nn.Module):
@@ -53,7 +53,7 @@ class Pooling(nn.Module):
         variance = (weight * (hidden - mean[:, None]).square()).sum(1)
         return torch.cat([mean, (variance + 1e-5).sqrt()], -1)
 
-# %% ../nbs/04_heads.ipynb #c013
+# %% ../nbs/04_heads.ipynb #c014
 class SERHead(nn.Module):
     "Layer mix, pooling and a classifier: the emotion of an utterance."
     def __init__(self,
@@ -68,11 +68,11 @@ class SERHead(nn.Module):
         self.norm = RunningNorm(self.pool.size)
         self.out = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.pool.size, num_labels))
 
-    def forward(self, states, lengths):  # list of (B, T, H), (B,) -> (B, C)
-        pooled = self.pool(self.mix(states), lengths)                                 # (B, H or 2H)
+    def forward(self, hidden, lengths):  # (B, T, H) from `mix`, (B,) -> (B, C)
+        pooled = self.pool(hidden, lengths)                                           # (B, H or 2H)
         return self.out(self.norm(pooled, lengths > 0))
 
-# %% ../nbs/04_heads.ipynb #c015
+# %% ../nbs/04_heads.ipynb #c016
 class CTCHead(nn.Module):
     "Layer mix and a linear layer to tokens."
     def __init__(self,
@@ -85,13 +85,13 @@ class CTCHead(nn.Module):
         self.mix, self.norm, self.dropout = LayerMix(n_states, layer_mix), nn.LayerNorm(hidden_size), nn.Dropout(dropout)
         self.out = nn.Linear(hidden_size, vocab_size)
 
-    def forward(self, states):  # list of (B, T, H) -> (B, T, H), ready for `out`
-        return self.dropout(self.norm(self.mix(states)))
+    def forward(self, hidden):  # (B, T, H) from `mix` -> (B, T, H), ready for `out`
+        return self.dropout(self.norm(hidden))
 
     def logits(self, hidden):  # (B, T, H) -> (B, T, V)
         return self.out(hidden)
 
-# %% ../nbs/04_heads.ipynb #c017
+# %% ../nbs/04_heads.ipynb #c018
 def span_pool(
     hidden, # (B, T, H)
     spans,  # (B, W, 2) frames [first, end) of each word; -1: no such word
@@ -104,7 +104,7 @@ def span_pool(
         hidden = hidden.float(); mean = share @ hidden
         return mean, ((share @ hidden.square() - mean.square()).clamp(min=0) + 1e-5).sqrt()
 
-# %% ../nbs/04_heads.ipynb #c019
+# %% ../nbs/04_heads.ipynb #c020
 class ProsodyHead(nn.Module):
     "Layer mix, pooling over each word's frames and a BiLSTM over the words: one logit a word."
     def __init__(self,
@@ -119,8 +119,7 @@ class ProsodyHead(nn.Module):
         self.lstm = nn.LSTM(width, width // 2, batch_first=True, bidirectional=True)
         self.out = nn.Linear(2 * width, 1)
 
-    def forward(self, states, lengths, spans):  # list of (B, T, H), (B,), (B, W, 2) -> (B, W)
-        hidden = self.mix(states)
+    def forward(self, hidden, lengths, spans):  # (B, T, H) from `mix`, (B,), (B, W, 2) -> (B, W)
         hidden = self.norm(hidden, frame_mask(lengths, hidden.shape[1]))                  # (B, T, H)
         real = spans[..., 0] >= 0                                                         # (B, W)
         mean, std = span_pool(hidden, spans)

@@ -47,13 +47,13 @@ class Predictor:
         "What is said, how, and on which words the stress lies."
         samples = self._samples(audio, sampling_rate)
         model, x = self.model, torch.from_numpy(samples)[None].to(self.device)                # (1, S)
-        states, lengths = model.encode(x, torch.tensor([len(samples)], device=self.device))   # L+1 x (1, T, H), (1,)
+        read, lengths = model.encode(x, torch.tensor([len(samples)], device=self.device))     # task -> (1, T, H), (1,)
         result = dict(seconds=round(len(samples) / SAMPLING_RATE, 3))
-        if model.ser: result |= self._emotion(states, lengths)
-        hidden = model.asr(states) if model.asr else None                                     # (1, T, H)
+        if model.ser: result |= self._emotion(read["ser"], lengths)
+        hidden = model.asr(read["asr"]) if model.asr else None                                # (1, T, H)
         ids, owner, words = self._words(hidden, lengths, words)
         if words is not None:
-            marked, aligned = self._mark(states, hidden, lengths, ids, owner, words, result["seconds"])
+            marked, aligned = self._mark(read.get("prosody"), hidden, lengths, ids, owner, words, result["seconds"])
             result |= dict(transcript=" ".join(words), aligned=aligned, words=marked)
         return result
 
@@ -68,9 +68,9 @@ class Predictor:
             raise ValueError(f"audio must be one channel of finite samples, at least {MIN_SECONDS} s, shape (S,); got shape {audio.shape}. Average the channels, or give a file.")
         return audio if rate == SAMPLING_RATE else soxr.resample(audio, rate, SAMPLING_RATE).astype(np.float32)
 
-    def _emotion(self, states, lengths):
+    def _emotion(self, read, lengths):
         "The emotion and the probabilities of all."
-        p, names = self.model.ser(states, lengths)[0].float().softmax(-1).tolist(), self.model.config.id2label
+        p, names = self.model.ser(read, lengths)[0].float().softmax(-1).tolist(), self.model.config.id2label
         return dict(emotion=names[int(np.argmax(p))], probabilities={names[i]: round(v, 5) for i, v in enumerate(p)})
 
     def _words(self, hidden, lengths, words):
@@ -83,7 +83,7 @@ class Predictor:
         words, owner = tokenizer.decode_words(ids)
         return ids, owner, words
 
-    def _mark(self, states, hidden, lengths, ids, owner, words, total):
+    def _mark(self, read, hidden, lengths, ids, owner, words, total):
         "One dict a word: word, start and end in seconds, and its prominence; and whether CTC has placed the words (else they are spread evenly)."
         if not words: return [], False
         row = lambda values: torch.tensor([values], dtype=torch.long, device=self.device)
@@ -92,7 +92,7 @@ class Predictor:
         seconds = (times[0] / self.model.backbone.frame_rate).clamp(max=total).tolist()    # the last frame may reach past the end
         marked = [dict(word=w, start=round(s, 3), end=round(e, 3)) for w, (s, e) in zip(words, seconds)]
         if self.model.prosody:
-            for m, p in zip(marked, self.model.prosody(states, lengths, spans)[0].float().sigmoid().tolist()): m |= dict(prominence=round(p, 5), prominent=p > 0.5)
+            for m, p in zip(marked, self.model.prosody(read, lengths, spans)[0].float().sigmoid().tolist()): m |= dict(prominence=round(p, 5), prominent=p > 0.5)
         return marked, bool(aligned[0])
 
     def plot(self,

@@ -102,9 +102,7 @@ class Collator:
 
     def __call__(self, rows):
         encoded = [self._encode(r["words"]) if r["words"] and self.tokenizer else ([], []) for r in rows]
-        return dict(
-            audio=_pad([torch.from_numpy(r["audio"]) for r in rows], 0.0),                      # (B, S)
-            audio_lengths=torch.tensor([len(r["audio"]) for r in rows]),                        # (B,)
+        return self._heard(rows) | dict(
             emotion=torch.tensor([r["emotion"] for r in rows]),                                 # (B,)
             targets=_pad([torch.tensor(ids, dtype=torch.long) for ids, _ in encoded]),          # (B, L)
             target_lengths=torch.tensor([len(ids) for ids, _ in encoded]),                      # (B,)
@@ -112,6 +110,14 @@ class Collator:
             word_counts=torch.tensor([len(r["words"] or []) for r in rows]),                    # (B,)
             prosody=_pad([torch.tensor(r["prosody"] or [-100] * max(1, len(r["words"] or [])), dtype=torch.long) for r in rows]),  # (B, W)
             row=torch.tensor([r["row"] for r in rows]))                                         # (B,)
+
+    def _heard(self, rows):
+        "Audio, or a frozen backbone's hidden states where the rows bring them."
+        if "states" in rows[0]:
+            return dict(states=_pad([r["states"] for r in rows], 0.0),                          # (B, T, L+1, H)
+                        frames=torch.tensor([len(r["states"]) for r in rows]))                  # (B,)
+        return dict(audio=_pad([torch.from_numpy(r["audio"]) for r in rows], 0.0),              # (B, S)
+                    audio_lengths=torch.tensor([len(r["audio"]) for r in rows]))                # (B,)
 
 def _pad(rows, value=-100):
     "Stack rows of different lengths."
@@ -186,26 +192,31 @@ class ProsodySER(PreTrainedModel):
         super().save_pretrained(folder, **kwargs)
         if self.processor: self.processor.save_pretrained(folder)
 
-    def encode(self, audio, audio_lengths):  # (B, S), (B,) -> list of (B, T, H), (B,)
-        "Hidden states for the heads."
-        states, lengths = self.backbone(audio, audio_lengths)
-        return (level(states) if self.config.layer_mix else states), lengths
+    def mixes(self, states):  # L+1 x (B, T, H) -> one (B, T, H) a head
+        "What each head reads of the layers."
+        states = level(states) if self.config.layer_mix else states
+        return [head.mix(states) for head in (self.ser, self.asr, self.prosody) if head]
 
-    def forward(self, audio, audio_lengths, emotion=None, targets=None, target_lengths=None, token_word=None,
+    def encode(self, audio, audio_lengths, states=None, frames=None):  # (B, S), (B,) or (B, T, L+1, H), (B,) -> dict of (B, T, H), (B,)
+        "Each head's mix of the backbone's hidden states, or of those that were computed before. Long audio is mixed chunk by chunk."
+        read, lengths = self.backbone(audio, audio_lengths, self.mixes) if states is None else (self.mixes(list(states.float().unbind(2))), frames)
+        return dict(zip(self.config.tasks, read)), lengths
+
+    def forward(self, audio=None, audio_lengths=None, states=None, frames=None, emotion=None, targets=None, target_lengths=None, token_word=None,
                 word_counts=None, prosody=None, row=None):
-        states, lengths = self.encode(audio, audio_lengths)                     # L+1 x (B, T, H), (B,)
+        read, lengths = self.encode(audio, audio_lengths, states, frames)       # task -> (B, T, H), (B,)
         out = ProsodySEROutput(lengths=lengths)
-        if self.ser: self._emotion(out, states, emotion)
-        hidden = self.asr(states) if self.asr else None                         # (B, T, H)
+        if self.ser: self._emotion(out, read["ser"], emotion)
+        hidden = self.asr(read["asr"]) if self.asr else None                    # (B, T, H)
         if self.asr: self._transcript(out, hidden, targets, target_lengths)
         if self.prosody and word_counts is not None:
             out.spans = self.place_words(hidden, lengths, targets, target_lengths, token_word, word_counts)
-            self._prominence(out, states, prosody)
-        out.loss = self._weigh(out, states)
+            self._prominence(out, read["prosody"], prosody)
+        out.loss = self._weigh(out, read)
         return out
 
-    def _emotion(self, out, states, emotion):
-        out.emotion_logits = self.ser(states, out.lengths)                      # (B, C)
+    def _emotion(self, out, hidden, emotion):
+        out.emotion_logits = self.ser(hidden, out.lengths)                      # (B, C)
         if emotion is None: return
         n = (emotion >= 0).sum()
         if n > 0 or processes() > 1: out.ser_loss = F.cross_entropy(out.emotion_logits.float(), emotion, ignore_index=-100, reduction="sum") / shared(n)[0]
@@ -244,8 +255,8 @@ class ProsodySER(PreTrainedModel):
         fine = placed & (target_lengths >= USABLE_TOKENS * word_counts)
         return torch.where(fine[:, None, None], spans, even)
 
-    def _prominence(self, out, states, prosody):
-        out.prosody_logits = self.prosody(states, out.lengths, out.spans)       # (B, W)
+    def _prominence(self, out, hidden, prosody):
+        out.prosody_logits = self.prosody(hidden, out.lengths, out.spans)       # (B, W)
         if prosody is None: return
         labelled = prosody >= 0                                                 # (B, W)
         if labelled.any() or processes() > 1:
@@ -253,12 +264,12 @@ class ProsodySER(PreTrainedModel):
             total = F.binary_cross_entropy_with_logits(out.prosody_logits[labelled].float(), prosody[labelled].float(), pos_weight=weight, reduction="sum")
             out.prosody_loss = total / shared(labelled.sum())[0]
 
-    def _weigh(self, out, states):
+    def _weigh(self, out, read):
         "The weighted sum. Every head is touched at every step, as data-parallel training needs."
         losses = {"ser": out.ser_loss, "asr": out.asr_loss, "prosody": out.prosody_loss}
         loss = sum(self.config.alphas[t] * v for t, v in losses.items() if v is not None and self.config.alphas[t])
         heads = [p.flatten()[0] for h in (self.ser, self.asr, self.prosody) if h for p in h.parameters()]
-        return loss + 0.0 * (sum(heads) + states[-1].flatten()[0]).float()
+        return loss + 0.0 * (sum(heads) + sum(r.flatten()[0] for r in read.values())).float()
 
 AutoConfig.register("prosody_ser", ProsodySERConfig)
 AutoModel.register(ProsodySERConfig, ProsodySER)

@@ -47,7 +47,8 @@ ACTS = dict(
     ctc_entropy_weight=5.0, ctc_blank_penalty=0.0, ctc_blank_threshold=0.0, ctc_label_smoothing=0.5, ctc_confidence_penalty=0.5,
     ctc_reduction="sum", batch_size=3, num_epochs=2, gradient_accumulation_steps=3, backbone_lr=1e-4, head_lr=1e-4, warmup_ratio=0.9,
     checkpoint_interval=1, eval_steps=1, log_steps=3, vocab_size=25, tokenizer_type="char", freeze_backbone=True, layer_mix=False, pooling="mean",
-    head_dropout=0.5, spec_augment=False, prosody_pos_weight=3.0, whisper_tail_seconds=1.0, lr_scheduler="cosine", weight_decay=0.5, max_grad_norm=1e-4, seed=1)
+    head_dropout=0.5, spec_augment=False, prosody_pos_weight=3.0, whisper_tail_seconds=1.0, lr_scheduler="cosine", weight_decay=0.5, max_grad_norm=1e-4, seed=1,
+    batching="random", max_batch_seconds=2.0, checkpoint_steps=1, lora_rank=2)
 
 
 @pytest.mark.parametrize("name", ACTS)
@@ -147,3 +148,55 @@ def test_decoder_flags_act(corpus, tmp_path):
         assert all(said[a] != said[b] for b in said if b > a), (a, [b for b in said if said[a] == said[b]])
     with pytest.raises(ConfigError, match="beam search"):
         config(corpus, tmp_path, decode_method="greedy", **lm)
+
+
+def test_max_seconds(corpus, tmp_path):
+    """A shorter limit cuts what is longer into chunks."""
+    import numpy as np
+    from prosody_ser.model import create_model
+    audio = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 8 * 16000)).astype("float32"))
+    torch.manual_seed(0)
+    model = create_model(["a", "b"], tasks=["ser"]).eval()
+    said = {}
+    for limit in (30.0, 5.0):
+        model.backbone.max_seconds = limit
+        said[limit] = model(audio, torch.tensor([audio.shape[1]])).emotion_logits.detach()
+    assert not torch.equal(said[30.0], said[5.0]) and torch.allclose(said[30.0], said[5.0], atol=0.5)
+    c = config(corpus, tmp_path, max_seconds=5.0)
+    data = load_splits(c)
+    assert build_model(c, data["train"].names, prepare_tokenizer(c, data["train"].utterances)).backbone.max_seconds == 5.0
+
+
+def test_lora_trains_adapters_and_saves_them_merged(corpus, tmp_path):
+    """The backbone's own weights stand still while training, and the best model is an ordinary one."""
+    from prosody_ser.model import load_checkpoint
+    run = trace(corpus, tmp_path, lora_rank=2)
+    backbone = {k: v for k, v in run["moved"].items() if k.startswith("backbone.")}
+    assert all((v > 0) == ("lora_" in k) for k, v in backbone.items()), backbone
+    assert all(v > 0 for k, v in run["moved"].items() if k.endswith("out.weight") and not k.startswith("backbone."))
+    saved = load_checkpoint(tmp_path / "best_model")
+    assert not any("lora" in k or "base_layer" in k for k in saved.state_dict())
+
+
+def test_feature_cache(corpus, tmp_path):
+    """A frozen backbone's features are computed once; a second run computes none and learns the same."""
+    runs, files = [], []
+    for i in range(2):
+        from prosody_ser.trainer import fit
+        c = config(corpus, tmp_path / str(i), freeze_backbone=True, feature_cache=str(tmp_path / "cache"), tokenizer_path=str(tmp_path / "tok.model"))
+        data = load_splits(c)
+        runs.append([e["loss"] for e in fit(c, data, prepare_tokenizer(c, data["train"].utterances))["train"]])
+        files.append({p.name: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*.*")})
+    assert runs[0] == runs[1] and files[0] == files[1] and len(files[0]) == 4      # features and index of train and of val
+
+
+def test_torch_compile_reaches_the_trainer(corpus, tmp_path):
+    assert training_arguments(config(corpus, tmp_path, torch_compile=True)).torch_compile
+    assert not training_arguments(config(corpus, tmp_path)).torch_compile
+
+
+@pytest.mark.parametrize("wrong", [dict(feature_cache="x"), dict(lora_rank=2, freeze_backbone=True), dict(max_seconds=1.0)])
+def test_settings_that_contradict_each_other(wrong, corpus, tmp_path):
+    from prosody_ser.config import ConfigError
+    with pytest.raises(ConfigError):
+        config(corpus, tmp_path, **wrong)
