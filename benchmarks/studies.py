@@ -2,6 +2,7 @@
 
     python benchmarks/studies.py layers --data EMODB --backbone_path WHISPER_BASE     # last layer or mix, frozen or trained
     python benchmarks/studies.py alignment --data EMODB --backbone_path WHISPER_TINY  # where a word's frames come from
+    python benchmarks/studies.py batching --data EMODB --backbone_path WHISPER_TINY   # batches of like length, or random ones
     python benchmarks/studies.py demo_alignment                                       # the same on the demo corpus
     python benchmarks/studies.py demo_blank                                           # the blank penalty on the demo corpus
 
@@ -19,7 +20,7 @@ from pathlib import Path
 EMODB = dict(emotion_names="emodb", backbone="whisper", vocab_size=200, num_epochs=8, backbone_lr=5e-5, head_lr=1e-3, gradient_accumulation_steps=1,
              ctc_blank_penalty=0, num_workers=0, checkpoint_interval=0)
 DEMO = dict(backbone="tiny", tokenizer_type="char", vocab_size=80, num_epochs=14, gradient_accumulation_steps=1, backbone_lr=2e-3, head_lr=2e-3, alpha_asr=2,
-            alpha_prosody=1, ctc_blank_penalty=0, ctc_entropy_weight=0, num_workers=0, early_stopping_patience=0, checkpoint_interval=0, log_steps=20)
+            alpha_prosody=1, ctc_blank_penalty=0, ctc_entropy_weight=0, num_workers=0, early_stopping_patience=0, checkpoint_interval=0, log_steps=20, batching="random")
 CHAR = dict(tokenizer_type="char")
 STUDIES = {  # study -> recipe, {variant: its overrides}, metrics of the table
     "layers": (EMODB, {"frozen, last layer": dict(freeze_backbone=True, no_layer_mix=True), "frozen, mix": dict(freeze_backbone=True),
@@ -27,6 +28,8 @@ STUDIES = {  # study -> recipe, {variant: its overrides}, metrics of the table
     "pooling": (EMODB, {p: dict(pooling=p) for p in ("mean", "mean_std", "attentive")}, ["ser/ua"]),
     "alignment": (EMODB, {"BPE, even split": dict(prosody_alignment="uniform"), "BPE, ctc": {},
                           "characters, even split": dict(prosody_alignment="uniform") | CHAR, "characters, ctc": CHAR}, ["prosody/f1", "prosody/roc_auc", "asr/wer"]),
+    "batching": (EMODB, {b: dict(batching=b) for b in ("length", "random")}, ["ser/ua", "asr/wer", "prosody/f1"]),
+    "demo_batching": (DEMO, {b: dict(batching=b) for b in ("length", "random")}, ["ser/ua", "asr/wer", "prosody/f1"]),
     "demo_alignment": (DEMO, {"even split": dict(prosody_alignment="uniform"), "ctc": {}}, ["prosody/f1", "prosody/roc_auc"]),
     "demo_blank": (DEMO, {f"blank penalty {p}": dict(ctc_blank_penalty=p) for p in (0, 50)}, ["asr/wer", "asr/cer", "ser/ua"]),
 }

@@ -155,7 +155,7 @@ class MTLTrainer(Trainer):
 
     def save_whole(self, folder):
         "The model as others load it: adapters merged. Every process takes part, it may hold a share of the weights."
-        if self.args.fsdp or not any("lora_" in n for n, _ in self.model.named_parameters()): return self.save_model(folder, _internal_call=True)
+        if self.is_fsdp_enabled or not any("lora_" in n for n, _ in self.model.named_parameters()): return self.save_model(folder, _internal_call=True)
         if self.args.should_save: self.model.save_pretrained(folder, state_dict=merged_state(self.model))
 
     def create_optimizer(self, model=None):
