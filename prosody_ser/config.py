@@ -45,8 +45,8 @@ _DECODING = {  # settings that training (for its final test), evaluation and pre
     "top_k": (20, "tokens of a frame that may extend a prefix", {}),
     "blank_skip": (None, "search a run of frames whose blank posterior is above this as one frame, such as 0.99; default: search all", {}),
     "lm_path": (None, "ARPA file of a word n-gram model for beam search; prosody-ser lm makes one", {}),
-    "lm_weight": (0.5, "weight of the language model's log-probabilities", {}),
-    "word_score": (0.0, "added for each word that the language model scores; above 0 favours more words", {})}
+    "lm_weight": (0.6, "weight of the language model's log-probabilities", {}),
+    "word_score": (1.0, "added for each word that the language model scores; above 0 favours more words", {})}
 
 def _decoding(name):
     "The field of a decoder's setting."

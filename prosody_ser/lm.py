@@ -89,8 +89,8 @@ class WordLM:
     def __init__(self,
                  path,           # ARPA file
                  pieces,         # the tokenizer's pieces, by id; ▁ begins a word
-                 weight=0.5,     # w, of the natural logarithm of a word's probability
-                 word_score=0.0): # β, added for each word; above 0 longer transcripts win
+                 weight=0.6,     # w, of the natural logarithm of a word's probability
+                 word_score=1.0): # β, added for each word; above 0 longer transcripts win
         try:
             from flashlight.lib.text.decoder.kenlm import KenLM
             from flashlight.lib.text.dictionary import Dictionary
