@@ -20,7 +20,7 @@ from pathlib import Path
 EMODB = dict(emotion_names="emodb", backbone="whisper", vocab_size=200, num_epochs=8, backbone_lr=5e-5, head_lr=1e-3, gradient_accumulation_steps=1,
              ctc_blank_penalty=0, num_workers=0, checkpoint_interval=0)
 DEMO = dict(backbone="tiny", tokenizer_type="char", vocab_size=80, num_epochs=14, gradient_accumulation_steps=1, backbone_lr=2e-3, head_lr=2e-3, alpha_asr=2,
-            alpha_prosody=1, ctc_blank_penalty=0, ctc_entropy_weight=0, num_workers=0, early_stopping_patience=0, checkpoint_interval=0, log_steps=20, batching="random")
+            alpha_prosody=1, ctc_blank_penalty=0, ctc_entropy_weight=0, num_workers=0, early_stopping_patience=0, checkpoint_interval=0, log_steps=20)
 CHAR = dict(tokenizer_type="char")
 STUDIES = {  # study -> recipe, {variant: its overrides}, metrics of the table
     "layers": (EMODB, {"frozen, last layer": dict(freeze_backbone=True, no_layer_mix=True), "frozen, mix": dict(freeze_backbone=True),

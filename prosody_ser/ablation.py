@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from .evaluation import LOWER_IS_BETTER, SHOWN
-from .trainer import fit, finish_run, main_first, main_process, prepare, say, selection_metric
+from .trainer import check_resume, fit, finish_run, is_whole, main_first, main_process, prepare, say, selection_metric
 
 # %% ../nbs/10_ablation_study.ipynb #c005
 def study_runs(
@@ -22,7 +22,7 @@ def study_runs(
 ) -> list:  # `TrainConfig` of each run
     "The study, as the overrides of each run."
     return [replace(config, alpha_asr=a, alpha_prosody=a, seed=config.seed + s, num_epochs=config.ablation_epochs, run_ablation_study=False,
-                    resume=False, checkpoint_interval=0, save_dir=str(Path(config.save_dir)/"ablation"/f"alpha_{a:g}_seed_{config.seed + s}"))
+                    resume=False, checkpoint_interval=0, checkpoint_steps=0, save_dir=str(Path(config.save_dir)/"ablation"/f"alpha_{a:g}_seed_{config.seed + s}"))
             for a in config.ablation_alphas for s in range(config.ablation_seeds)]
 
 def run_one(
@@ -95,7 +95,8 @@ def run_ablation(
     rows, best = gather(results, metric)
     if main_process(): write_study(folder, metric, best, rows, results)
     say(f"\n{study_table(rows)}\n\nbest alpha on validation by {metric}: {best:g}; training the final model with it")
-    final = replace(config, alpha_asr=best, alpha_prosody=best, run_ablation_study=False)
+    final = replace(config, alpha_asr=best, alpha_prosody=best, run_ablation_study=False, resume=config.resume and any(map(is_whole, folder.glob("checkpoint-*"))))
+    check_resume(final)
     return finish_run(final, data["test"], fit(final, data, tokenizer))
 
 def write_study(

@@ -216,13 +216,13 @@ class RunningNorm(nn.Module):
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("square", torch.ones(size))
 
-    def forward(self, x, valid):  # (..., D), (...) bool -> (..., D), 0 where not valid
-        if self.training: self._see(x.detach()[valid].float())
+    def forward(self, x, valid, see=True):  # (..., D), (...) bool -> (..., D), 0 where not valid
+        if see and self.training: self.see(x.detach()[valid].float())
         std = (self.square - self.mean.square()).clamp(min=1e-4).sqrt()
         return ((x - self.mean) / std).masked_fill(~valid[..., None], 0.0).to(x.dtype)
 
     @torch.no_grad()
-    def _see(self, x):
+    def see(self, x):
         "Add a batch (N, D), summed over processes, to the running figures."
         sums = torch.cat([x.new_full((1,), len(x)), x.sum(0), x.square().sum(0)])
         if torch.distributed.is_available() and torch.distributed.is_initialized(): torch.distributed.all_reduce(sums)
@@ -241,7 +241,7 @@ class TinyEncoder(ActualLengthWhisper):
         self.post_init()
 
     def embed(self, x, lengths):  # (B, F, T), (B,) -> (B, T / 4, H), (B,)
-        x = F.gelu(self.conv0(self.norm(x.transpose(1, 2), frame_mask(lengths, x.shape[2])).transpose(1, 2)))
+        x = F.gelu(self.conv0(self.norm(x.transpose(1, 2), frame_mask(lengths, x.shape[2]), see=False).transpose(1, 2)))   # seen by the backbone, once for all chunks
         return super().embed(x, (lengths + 1) // 2)
 
 # %% ../nbs/03_backbones.ipynb #c033
@@ -330,6 +330,7 @@ class Backbone(nn.Module):
 
     def _whisper(self, x, n, samples, read):
         "Log-mel encoders: our own SpecAugment, chunks over the position table, and the tail of silence cut off again."
+        if self.training and isinstance(self.encoder, TinyEncoder): self.encoder.norm.see(x.transpose(1, 2)[frame_mask(n, x.shape[2])].float())
         if self.training and self.spec_augment: x = spec_augment(x, n)
         stride = 4 if isinstance(self.encoder, TinyEncoder) else 2
         size = min(self.encoder.config.max_source_positions * stride, int(self.max_seconds * 100) // stride * stride)
@@ -358,8 +359,7 @@ class Backbone(nn.Module):
             states, frames = encoder(x, n)
             return read(states), frames
         if x.shape[-1] <= size: return run(x, n)
-        again = torch.is_grad_enabled() and self.training and not isinstance(self.encoder, TinyEncoder)   # its running norm must see a chunk once
-        return encode_chunked(run, x, n, size, context, stride, total, again)
+        return encode_chunked(run, x, n, size, context, stride, total, again=torch.is_grad_enabled() and self.training)
 
 # %% ../nbs/03_backbones.ipynb #c037
 def spec_augment(

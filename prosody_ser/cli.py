@@ -18,7 +18,7 @@ from .train import tell, train
 
 # %% ../nbs/14_cli.ipynb #c005
 DEMO = dict(backbone="tiny", tokenizer_type="char", vocab_size=80, num_epochs=14, batch_size=8, gradient_accumulation_steps=1, backbone_lr=2e-3, head_lr=2e-3,
-            alpha_asr=2.0, alpha_prosody=1.0, ctc_blank_penalty=0.0, ctc_entropy_weight=0.0, batching="random", num_workers=0, early_stopping_patience=0,
+            alpha_asr=2.0, alpha_prosody=1.0, ctc_blank_penalty=0.0, ctc_entropy_weight=0.0, num_workers=0, early_stopping_patience=0,
             checkpoint_interval=0, eval_steps=0, log_steps=20)
 
 def demo_config(

@@ -347,7 +347,7 @@ class DurationBatches:
             mixed = size == batch_size and not by_length
             near, batch = (len(rest) if mixed else int((self.seconds[rest] >= longest / ratio).sum()) for ratio in (1.05, 1.15))
             size = min(size, batch)                                                   # among the few longest ones a smaller batch
-            take = max(size, near // size * size)
+            take = near if mixed else max(size, near // size * size)
             self.windows.append((rest[:take], size)); rest = rest[take:]
 
     def __len__(self): return -(-sum(-(-len(rows) // size) for rows, size in self.windows) // self.world)

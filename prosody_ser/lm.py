@@ -52,7 +52,8 @@ def train_lm(
     order=3,   # n
 ) -> list:     # how many n-grams of each order
     "Train an interpolated Kneser-Ney model and write it in ARPA format."
-    sentences = [s for s in sentences if s]
+    if not 2 <= order <= 6: raise LMError(f"order {order}: KenLM reads models of 2 to 6 words. Choose one of these; 3 suits small corpora.")
+    sentences = [s for words in sentences if (s := " ".join(words).split())]            # a word with a space in it is two
     if not sentences: raise LMError("no text to train a language model on: every sentence is empty.")
     counts = count_grams(sentences, order); model = kneser_ney(counts)
     orders = [dict(p) for p, _ in model]
@@ -98,7 +99,9 @@ class WordLM:
         self.index = {w: i for i, w in enumerate(dict.fromkeys([*arpa_words(path), "<unk>"]))}
         entries = Dictionary()
         for w in self.index: entries.add_entry(w)
-        self.lm, self.scale, self.word_score = KenLM(str(path), entries), weight * math.log(10), word_score
+        try: self.lm = KenLM(str(path), entries)
+        except RuntimeError as e: raise LMError(f"{path}: KenLM cannot read it ({str(e).splitlines()[0][:200]}). Make it again, by prosody-ser lm or lmplz.") from None
+        self.scale, self.word_score = weight * math.log(10), word_score
         self.starts = [p.startswith("▁") for p in pieces]
         self.texts = ["⁇" if p == "<unk>" else "" if p.startswith("<") and p.endswith(">") else p.removeprefix("▁") for p in pieces]
         self.first = _State(self.lm.start(False))

@@ -269,7 +269,8 @@ class ProsodySER(PreTrainedModel):
         losses = {"ser": out.ser_loss, "asr": out.asr_loss, "prosody": out.prosody_loss}
         loss = sum(self.config.alphas[t] * v for t, v in losses.items() if v is not None and self.config.alphas[t])
         heads = [p.flatten()[0] for h in (self.ser, self.asr, self.prosody) if h for p in h.parameters()]
-        return loss + 0.0 * (sum(heads) + sum(r.flatten()[0] for r in read.values())).float()
+        masked = [p.flatten()[0] for n, p in self.backbone.named_parameters() if n.endswith("masked_spec_embed")]     # used in some steps only
+        return loss + 0.0 * (sum(heads) + sum(masked) + sum(r.flatten()[0] for r in read.values())).float()
 
 AutoConfig.register("prosody_ser", ProsodySERConfig)
 AutoModel.register(ProsodySERConfig, ProsodySER)
@@ -333,9 +334,11 @@ def load_checkpoint(
             raise CheckpointError(f"{path}: no checkpoint there. Give the best_model folder that training wrote, its best_model.pt, or a hub id.") from None
         if not isinstance(config, ProsodySERConfig):
             raise CheckpointError(f"{path} is a {config.model_type!r} model, not one trained by this package. To start from it, train with --backbone_path {path}.")
-        try: model = ProsodySER.from_pretrained(path, dtype=torch.float32)
+        try: model, info = ProsodySER.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
         except (OSError, SafetensorError) as e:
             raise CheckpointError(f"{path}: the weights cannot be read ({str(e).splitlines()[0]}). Copy the checkpoint again.") from None
+        if wrong := sorted([*info["missing_keys"], *info["unexpected_keys"]]):
+            raise CheckpointError(f"{path}: {len(wrong)} weights are not those of its configuration ({wrong[0]} ...). Give a best_model folder that training has finished writing.")
         processor = ProsodySERProcessor.from_pretrained(path, config)
     model.processor = processor
     return model.eval()

@@ -33,7 +33,7 @@ from .backbones import encoder_config
 from .config import ConfigError, TrainConfig, save_config
 from .data import DurationBatches, ManifestError, SpeechDataset, check_audio, describe, emotion_names, read_manifest
 from .evaluation import LOWER_IS_BETTER, by_seconds, ctc_advice, decoder_options, half_precision, metrics_table, predict, read_out, score, to_records, write_report
-from .lean import CachedDataset, FeatureCache, add_lora, merged_state
+from .lean import CachedDataset, FeatureCache, add_lora, cache_folder, merged_state
 from .lm import WordLM
 from .model import Collator, create_model, load_checkpoint, save_pt
 from .tokenizer import SentencePieceTokenizer, TokenizerError
@@ -118,7 +118,7 @@ def count_infeasible(
         return len(ids) + sum(a == b for a, b in zip(ids, ids[1:])) > seconds * frame_rate
     return sum(too_long(u, s) for u, s in zip(dataset.utterances, dataset.seconds))
 
-# %% ../nbs/09_trainer.ipynb #c011
+# %% ../nbs/09_trainer.ipynb #c012
 class MTLTrainer(Trainer):
     "Hugging Face's `Trainer` for three tasks at once."
     def __init__(self,
@@ -203,7 +203,7 @@ class MTLTrainer(Trainer):
         records = to_records([data.utterances[i] for i in rows], [data.emotions[i] for i in rows], kept, data.names, self.processing_class.tokenizer)
         return score(records)
 
-# %% ../nbs/09_trainer.ipynb #c013
+# %% ../nbs/09_trainer.ipynb #c014
 class KeepBest(TrainerCallback):
     "Save the best model, stop early, checkpoint every few epochs, validate within long epochs."
     def __init__(self,
@@ -249,7 +249,7 @@ class KeepBest(TrainerCallback):
         if patience and state.epoch - self.best["epoch"] >= patience: control.should_training_stop = True
         if state.is_world_process_zero: write_history(args.output_dir, state.log_history, self.metric)
 
-# %% ../nbs/09_trainer.ipynb #c015
+# %% ../nbs/09_trainer.ipynb #c016
 def aside(folder): return Path(folder).with_name(Path(folder).name + ".old")
 
 def replace_folder(
@@ -261,7 +261,7 @@ def replace_folder(
     if Path(old).exists(): Path(old).rename(aside(old))
     Path(new).rename(old); shutil.rmtree(aside(old), ignore_errors=True)
 
-# %% ../nbs/09_trainer.ipynb #c016
+# %% ../nbs/09_trainer.ipynb #c017
 def read_best(
     folder, # `best_model`
 ):          # dict, or None where there is no such model yet
@@ -310,7 +310,7 @@ def plot_history(
     for ax in axes[0]: ax.legend(fontsize=7); ax.set_xlabel("epoch")
     return fig
 
-# %% ../nbs/09_trainer.ipynb #c018
+# %% ../nbs/09_trainer.ipynb #c019
 class Progress(ProgressCallback):
     "A progress bar with one readable line for each validation, and a word when CTC is not well."
     def __init__(self,
@@ -326,7 +326,7 @@ class Progress(ProgressCallback):
         advice = ctc_advice({k.removeprefix("eval_"): v for k, v in logs.items()}, self.ctc)
         if advice and logs["epoch"] >= 2 and not self.advised: self.training_bar.write(f"beware: {advice}"); self.advised = True   # every model starts silent
 
-# %% ../nbs/09_trainer.ipynb #c020
+# %% ../nbs/09_trainer.ipynb #c021
 def precision(
     use_amp, # what the user asked for
 ) -> dict:   # bf16/fp16 arguments
@@ -365,7 +365,7 @@ def training_arguments(
     args._n_gpu = min(args.n_gpu, 1)                  # several GPUs: one process each, by torchrun or accelerate launch
     return args
 
-# %% ../nbs/09_trainer.ipynb #c022
+# %% ../nbs/09_trainer.ipynb #c023
 def build_model(
     config,    # `TrainConfig`
     names,     # emotion classes
@@ -391,13 +391,14 @@ def build_trainer(
     "A trainer with its callbacks."
     keep = KeepBest(config, selection_metric(config))
     trainer = MTLTrainer(model, training_arguments(config), data["train"], data["val"], config.head_lr,
-                         config.max_batch_seconds or config.batch_size * config.max_seconds, config.batching == "length", callbacks=[keep])
-    keep.trainer = trainer
+                         config.max_batch_seconds or 10 * config.batch_size, config.batching == "length", callbacks=[keep])
+    keep.trainer, trainer.keep = trainer, keep
+    if trainer.is_fsdp_enabled and config.lora_rank: raise ConfigError("--lora_rank and FSDP do not go together: adapters could not be merged. LoRA fits without sharding; leave the FSDP configuration out.")
     for bar in (ProgressCallback, DEFAULT_PROGRESS_CALLBACK): trainer.remove_callback(bar)
     trainer.add_callback(Progress(config.ctc))
     return trainer
 
-# %% ../nbs/09_trainer.ipynb #c023
+# %% ../nbs/09_trainer.ipynb #c024
 LEFT_BY_A_RUN = "checkpoint-*", "best_model*", "test", "test_results.json", "results_summary.txt", "training_history.*", "train_config.json"
 
 def is_whole(checkpoint) -> bool:
@@ -413,6 +414,8 @@ def last_checkpoint(
     last = max(filter(is_whole, folder.glob("checkpoint-*")), key=lambda p: int(p.name.split("-")[1]), default=None)
     if config.resume:
         if last is None: raise FileNotFoundError(f"--resume: no checkpoint in {folder}. One is written every --checkpoint_interval epochs. Leave --resume out to start anew, or correct --save_dir.")
+        before, now = len(list(last.glob("rng_state*.pth"))), int(os.environ.get("WORLD_SIZE", 1))
+        if before != now: raise ConfigError(f"--resume: {last} was written by {before} processes, this run has {now}; batches and steps would not be the same. Start as many, or start anew.")
         return str(last)
     left = [p for pattern in LEFT_BY_A_RUN for p in folder.glob(pattern)]
     if left and main_process():
@@ -432,19 +435,22 @@ def check_resume(
     path = Path(config.save_dir)/"train_config.json"
     if not (config.resume and path.exists()): return
     before = json.loads(path.read_text(encoding="utf-8"))
-    changed = [f"{k} {before[k]!r} -> {v!r}" for k, v in vars(config).items() if k not in MAY_CHANGE and before.get(k, v) != v]
+    same = lambda k, a, b: bool(a) == bool(b) if k == "feature_cache" else a == b        # the cache may have moved
+    changed = [f"{k} {before[k]!r} -> {v!r}" for k, v in vars(config).items() if k not in MAY_CHANGE and not same(k, before.get(k, v), v)]
     if changed: raise ConfigError(f"--resume goes on with the settings of {path}, but these differ: {', '.join(changed)}. Use the old ones, or start anew without --resume.")
 
 def with_features(
     config, # `TrainConfig` with `feature_cache`
     model,  # `ProsodySER` with a frozen backbone
-    data,   # `SpeechDataset`
+    data,   # dict: split -> `SpeechDataset`
 ):
-    "The dataset with the backbone's hidden states in the place of its audio."
-    with main_first():
-        cache = FeatureCache(config.feature_cache, model)
-        cache.fill(data, config.batch_size, "cuda" if torch.cuda.is_available() else "cpu")
-    return CachedDataset(data, cache)
+    "The datasets with the backbone's hidden states in the place of their audio; every process computes its share."
+    say(f"features of the frozen backbone in {config.feature_cache}: without SpecAugment and the backbone's dropout")
+    together, folder = PartialState(cpu=not torch.cuda.is_available()), cache_folder(config.feature_cache, model)
+    for d in data.values(): FeatureCache(folder, model).fill(model, d, config.batch_size, together.device, config.num_workers, together.num_processes, together.process_index)
+    together.wait_for_everyone()
+    cache = FeatureCache(folder, model)
+    return {s: CachedDataset(d, cache) for s, d in data.items()}
 
 def fit(
     config,    # `TrainConfig`
@@ -455,7 +461,7 @@ def fit(
     model = build_model(config, data["train"].names, tokenizer)
     if model.asr and (n := count_infeasible(data["train"], tokenizer, model.backbone.frame_rate)):
         say(f"{n} of {len(data['train'])} training transcripts have more tokens than frames and cannot train CTC. A larger --vocab_size gives fewer tokens.")
-    if config.feature_cache: data = data | {s: with_features(config, model, data[s]) for s in ("train", "val")}
+    if config.feature_cache: data = data | with_features(config, model, {s: data[s] for s in ("train", "val")})
     with main_first(): checkpoint = last_checkpoint(config)
     if main_process(): save_config(config, Path(config.save_dir)/"train_config.json")
     trainer = build_trainer(config, model, data)
@@ -463,13 +469,13 @@ def fit(
     log, metric = trainer.state.log_history, selection_metric(config)
     if trainer.is_world_process_zero(): write_history(config.save_dir, log, metric)
     if config.use_wandb: import_module("wandb").finish()      # the next run of a study gets its own
-    return history(log, metric) | dict(best=read_best(Path(config.save_dir)/"best_model"))
+    return history(log, metric) | dict(best=trainer.keep.best)
 
 def prepare(
     config, # `TrainConfig`
 ):          # dict: split -> `SpeechDataset`, and the tokenizer
     "All that can fail for reasons a user can mend, in the order of its cost, before anything is written."
-    check_resume(config)
+    if not config.run_ablation_study: check_resume(config)         # a study goes on by itself
     encoder_config(config.backbone, config.backbone_path)
     if config.lm_path: WordLM(config.lm_path, [])
     data = load_splits(config)
@@ -482,7 +488,7 @@ def run_training(
     data, tokenizer = prepare(config)
     return finish_run(config, data["test"], fit(config, data, tokenizer))
 
-# %% ../nbs/09_trainer.ipynb #c025
+# %% ../nbs/09_trainer.ipynb #c026
 def finish_run(
     config, # `TrainConfig`
     test,   # `SpeechDataset`
