@@ -67,7 +67,8 @@ def child(args):
     if old: room.regularised_ctc = dense_ctc
     rng, seconds = np.random.default_rng(1), lengths(args.manifest)
     batches = list(DurationBatches(seconds, args.batch, None if old else args.batch * 10.0, by_length=not old, epoch=lambda: 1))
-    batches = [batches[i] for i in np.linspace(0, len(batches) - 1, args.batches).astype(int)]                   # a fair sample of the epoch
+    count = len(batches)
+    batches = [batches[i] for i in np.linspace(0, count - 1, args.batches if old else 6 * args.batches).astype(int)]                   # a fair sample of the epoch
     if not old: give_back_memory(seconds)                                                                        # as the trainer does
     base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     torch.manual_seed(0)
@@ -86,14 +87,15 @@ def child(args):
         if cuda: torch.cuda.synchronize()
         if i: clock.append(time.perf_counter() - start); audio += seconds[rows].sum()
     peak = torch.cuda.max_memory_allocated() if cuda else (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) * 1024
-    print(json.dumps(dict(audio=audio, time=sum(clock), step=float(np.median(clock)), peak=peak, epoch=seconds.sum() * sum(clock) / audio)))
+    print(json.dumps(dict(audio=audio, time=sum(clock), step=float(np.median(clock)), peak=peak, epoch=count * float(np.mean(clock)) if old else seconds.sum() * sum(clock) / audio)))   # every old step costs the same, ours as its audio
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--manifest", help="JSONL manifest whose lengths are used")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--batches", type=int, default=12, help="batches of each run")
+    parser.add_argument("--vocab_sizes", type=int, nargs="+", default=[4000, 16000]); parser.add_argument("--batch_sizes", type=int, nargs="+", default=[8, 16])
+    parser.add_argument("--batches", type=int, default=4, help="batches of an old-style run; ours takes six times as many")
     parser.add_argument("--layers", type=int, default=4); parser.add_argument("--width", type=int, default=384); parser.add_argument("--heads", type=int, default=6)
     parser.add_argument("--style", help=argparse.SUPPRESS); parser.add_argument("--V", type=int, help=argparse.SUPPRESS); parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -101,20 +103,20 @@ def main():
     from prosody_ser.data import DurationBatches, padding_waste
     seconds = lengths(args.manifest)
     for batch in (8, 16, 64):
-        random, sorted_ = (padding_waste(list(DurationBatches(seconds, batch, batch * 10.0, by_length=b)), seconds) for b in (False, True))
+        random, sorted_ = (padding_waste(list(DurationBatches(seconds, batch, by_length=b)), seconds) for b in (False, True))
         print(f"padding in batches of {batch:2}: random {100 * random:.0f} %, by length {100 * sorted_:.1f} %")
     print(f"{'V':>6} {'batch':>5} {'':>5} {'audio s / s':>12} {'step s':>8} {'epoch min':>10} {'peak GB':>8} | ratio of throughput, of memory")
-    for V in (4000, 16000):
-        for batch in (8, 16):
+    for V in args.vocab_sizes:
+        for batch in args.batch_sizes:
             result = {}
             for style in ("old", "ours"):
                 done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--style", style, "--V", str(V), "--batch", str(batch)], capture_output=True, text=True)
                 if done.returncode: print(f"{V:6} {batch:5} {style:>5} failed: {done.stderr.splitlines()[-1] if done.stderr else done.returncode}", flush=True); continue
                 r = result[style] = json.loads(done.stdout.splitlines()[-1])
-                print(f"{V:6} {batch:5} {style:>5} {r['audio'] / r['time']:12.1f} {r['step']:8.2f} {r['epoch'] / 60:10.1f} {r['peak'] / 1e9:8.2f}", end="", flush=True)
+                print(f"{V:6} {batch:5} {style:>5} {seconds.sum() / r['epoch']:12.1f} {r['step']:8.2f} {r['epoch'] / 60:10.1f} {r['peak'] / 1e9:8.2f}", end="", flush=True)
                 if len(result) == 2:
                     o, n = result["old"], result["ours"]
-                    print(f" | {(n['audio'] / n['time']) / (o['audio'] / o['time']):.1f} x, 1/{o['peak'] / n['peak']:.1f}", end="")
+                    print(f" | {o['epoch'] / n['epoch']:.1f} x, 1/{o['peak'] / n['peak']:.1f}", end="")
                 print(flush=True)
 
 

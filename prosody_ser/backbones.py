@@ -359,7 +359,8 @@ class Backbone(nn.Module):
             states, frames = encoder(x, n)
             return read(states), frames
         if x.shape[-1] <= size: return run(x, n)
-        return encode_chunked(run, x, n, size, context, stride, total, again=torch.is_grad_enabled() and self.training)
+        again = torch.is_grad_enabled() and self.training and len(x) * x.shape[-1] > 4 * size          # a few chunks are worth keeping
+        return encode_chunked(run, x, n, size, context, stride, total, again)
 
 # %% ../nbs/03_backbones.ipynb #c037
 def spec_augment(

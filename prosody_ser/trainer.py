@@ -51,7 +51,7 @@ def give_back_memory(
     seconds, # length of each utterance
 ):
     "On a CPU with glibc, for utterances of minutes: return freed blocks to the system at once, or chunk after chunk leaves holes that nothing fits in."
-    if torch.cuda.is_available() or max(seconds) < 60 or not sys.platform.startswith("linux"): return
+    if torch.cuda.is_available() or max(seconds) < 100 or not sys.platform.startswith("linux"): return
     try: ctypes.CDLL("libc.so.6").mallopt(-1, 128 * 1024)         # M_TRIM_THRESHOLD: a fixed one, which also fixes that for mmap
     except (OSError, AttributeError): pass                         # another C library
 
