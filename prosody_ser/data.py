@@ -71,19 +71,20 @@ def _check_row(row, where):
          and (end is None or end > (start or 0)), f"start {start!r}, end {end!r} is not a stretch of time", "Give seconds, start < end.")
 
 # %% ../nbs/00_data.ipynb #c009
-def _parse_line(line, where):
-    "One JSON line -> `Utterance`."
+def _parse_line(line, where, unread):
+    "One JSON line -> `Utterance`; names of fields that are not read are added to the set `unread`."
     try: row = json.loads(line)
     except json.JSONDecodeError as e:
         raise ManifestError(f"{where}: not JSON ({e.msg}, column {e.colno}). Write one JSON object a line.") from None
     _check_row(row, where)
+    unread |= row.keys() - _FIELDS
     row = {k: v for k, v in row.items() if k in _FIELDS}
     if row.get("speaker") is not None: row["speaker"] = str(row["speaker"])
     return Utterance(**row, where=where)
 
-def _warn_of_typos(lines, path):
+def _warn_of_typos(unread, path):
     "A field that is nearly one of ours would be left out without a word."
-    for name in sorted({k for line in lines if line.strip() for k in json.loads(line)} - _FIELDS):
+    for name in sorted(unread):
         if near := get_close_matches(name, _FIELDS, 1, 0.8):
             warnings.warn(f"{path}: the field {name!r} is not read; did you mean {near[0]!r}?", stacklevel=3)
 
@@ -98,8 +99,9 @@ def read_manifest(
     except UnicodeDecodeError as e:
         line = path.read_bytes()[:e.start].count(b"\n") + 1
         raise ManifestError(f"{path}:{line}: not UTF-8. Save the manifest as UTF-8.") from None
-    rows = [_parse_line(line, f"{path}:{i}") for i, line in enumerate(lines, 1) if line.strip()]
-    _warn_of_typos(lines, path)
+    unread = set()
+    rows = [_parse_line(line, f"{path}:{i}", unread) for i, line in enumerate(lines, 1) if line.strip()]
+    _warn_of_typos(unread, path)
     if not rows: raise ManifestError(f"{path}: the manifest is empty. It needs at least one utterance.")
     return rows
 

@@ -18,7 +18,7 @@ from sklearn.metrics import (accuracy_score, confusion_matrix, f1_score, precisi
                              recall_score, roc_auc_score)
 from tqdm.auto import tqdm
 
-from .ctc import beam_decode, blank_stats, greedy_decode
+from .ctc import beam_decode, blank_stats, frames_needed, greedy_decode
 from .lm import WordLM
 from .model import Collator
 
@@ -72,9 +72,8 @@ def to_records(
             r |= dict(predicted_emotion=names[int(p.argmax())], probabilities={n: round(float(v), 5) for n, v in zip(names, p)})
         if "tokens" in kept:
             ids, reference = [t for t in kept["tokens"][i] if t >= 0], tokenizer.encode_words(u.words or [])[0]
-            needs = len(reference) + sum(a == b for a, b in zip(reference, reference[1:]))          # equal neighbours need a blank between
             r |= dict(text=u.text, hypothesis=tokenizer.decode(ids), blank_rate=round(float(kept["blank_rate"][i]), 4), tokens=len(ids),
-                      reference_tokens=len(reference), feasible=needs <= int(kept["frames"][i]))
+                      reference_tokens=len(reference), feasible=frames_needed(reference) <= int(kept["frames"][i]))
         if "prosody_logits" in kept and u.words:
             logits = torch.as_tensor(kept["prosody_logits"][i][:len(u.words)])
             r |= dict(words=u.words, prosody_annotations=u.prosody_annotations, prominence=[round(float(p), 5) for p in logits.sigmoid()])

@@ -9,7 +9,6 @@ __all__ = ['LORA_TARGETS', 'SIZES', 'add_lora', 'merged_state', 'backbone_key', 
 # %% ../nbs/08b_lean.ipynb #c003
 import hashlib
 import json
-import os
 import uuid
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .backbones import ENCODERS, BackboneError, TinyConfig, encoder_config
+from .backbones import ENCODERS, TinyConfig, encoder_config
 from .data import audio_path
 from .evaluation import by_seconds
 from .heads import level

@@ -24,13 +24,13 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.data_loader import prepare_data_loader
-from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import ProgressCallback
 
 from .backbones import encoder_config
 from .config import ConfigError, TrainConfig, save_config
+from .ctc import frames_needed
 from .data import DurationBatches, ManifestError, SpeechDataset, check_audio, describe, emotion_names, read_manifest
 from .evaluation import LOWER_IS_BETTER, by_seconds, ctc_advice, decoder_options, half_precision, metrics_table, predict, read_out, score, to_records, write_report
 from .lean import CachedDataset, FeatureCache, add_lora, cache_folder, merged_state
@@ -113,10 +113,7 @@ def count_infeasible(
     frame_rate, # frames a second of the backbone
 ) -> int:
     "Utterances whose transcript has more tokens (and repeats, which need a blank between) than frames."
-    def too_long(u, seconds):
-        ids = tokenizer.encode_words(u.words)[0] if u.words else []
-        return len(ids) + sum(a == b for a, b in zip(ids, ids[1:])) > seconds * frame_rate
-    return sum(too_long(u, s) for u, s in zip(dataset.utterances, dataset.seconds))
+    return sum(frames_needed(tokenizer.encode_words(u.words)[0]) > s * frame_rate for u, s in zip(dataset.utterances, dataset.seconds) if u.words)
 
 # %% ../nbs/09_trainer.ipynb #c012
 class MTLTrainer(Trainer):

@@ -187,7 +187,7 @@ def test_users_commands_on_real_speech(tmp_path):
 @needs(SHARED / "data/akan")
 def test_akan_manifests_and_tokenizer():
     """The users' real manifests and model load as they are."""
-    from prosody_ser.data import describe, emotion_names, read_manifest
+    from prosody_ser.data import emotion_names, read_manifest
     from prosody_ser.tokenizer import SentencePieceTokenizer
     train, val = (read_manifest(SHARED / f"data/akan/{s}.jsonl") for s in ("train", "val"))
     assert (len(train), len(val)) == (4483, 931)
