@@ -69,7 +69,7 @@ def child(args):
     batches = list(DurationBatches(seconds, args.batch, None if old else args.batch * 10.0, by_length=not old, epoch=lambda: 1))
     count = len(batches)
     batches = [batches[i] for i in np.linspace(0, count - 1, args.batches if old else 6 * args.batches).astype(int)]                   # a fair sample of the epoch
-    if not old: give_back_memory(seconds)                                                                        # as the trainer does
+    if not old: give_back_memory()                                                                               # as the trainer does
     base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     torch.manual_seed(0)
     encoder = ActualLengthWhisper(WhisperConfig(d_model=args.width, encoder_layers=args.layers, encoder_attention_heads=args.heads, encoder_ffn_dim=4 * args.width))

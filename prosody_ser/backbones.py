@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['BACKBONES', 'ENCODERS', 'FAMILY', 'frame_mask', 'LogMel', 'Waveform', 'Filterbank', 'default_extractor', 'front_end',
-           'ActualLengthWhisper', 'chunk_starts', 'seeded', 'encode_chunked', 'TinyConfig', 'RunningNorm',
+           'ActualLengthWhisper', 'chunk_starts', 'glibc', 'seeded', 'encode_chunked', 'TinyConfig', 'RunningNorm',
            'TinyEncoder', 'BackboneError', 'encoder_config', 'load_encoder', 'build_encoder', 'Backbone',
            'spec_augment']
 
 # %% ../nbs/03_backbones.ipynb #c003
+import ctypes
 from pathlib import Path
 
 import numpy as np
@@ -160,12 +161,21 @@ def chunk_starts(
     step = size - 2 * context
     return list(range(0, length - 2 * context, step))
 
+def glibc(
+    call,  # a function of the C library that minds its heap
+    *args, # its integers
+):
+    "Call it where that library is glibc; elsewhere do nothing."
+    try: getattr(ctypes.CDLL("libc.so.6"), call)(*args)
+    except (OSError, AttributeError): pass
+
 def seeded(
     encoder, # (features, lengths) -> states, lengths
     seed,    # of NumPy, which wav2vec 2.0 draws its masks from; PyTorch sees to its own
 ):           # the same function, which gives the same answer when it is asked twice
     "An encoder that can be run again in the backward pass."
     def run(*inputs):
+        if not inputs[0].is_cuda: glibc("malloc_trim", 0)                      # or chunk after chunk leaves holes that nothing fits in
         before = np.random.get_state(); np.random.seed(seed)
         try: return encoder(*inputs)
         finally: np.random.set_state(before)

@@ -265,7 +265,7 @@ class _LongCTC(torch.autograd.Function):
         starts = []
         for i in range(0, len(hidden), size):
             starts.append(alpha)
-            alpha = _LongCTC.walk(alpha, skip, _LongCTC.emissions(hidden[i:i + size], weight, bias, lse[i:i + size], ids))[-1]
+            alpha = _LongCTC.walk(alpha, skip, _LongCTC.emissions(hidden[i:i + size], weight, bias, lse[i:i + size], ids))[-1].clone()   # a view would keep the segment
         ctx.save_for_backward(hidden, weight, bias, lse, ids, skip, *starts)
         ctx.size, ctx.total = size, alpha[-2:].logsumexp(0)
         return -ctx.total

@@ -10,11 +10,9 @@ __all__ = ['NEEDS', 'LEFT_BY_A_RUN', 'MAY_CHANGE', 'main_process', 'main_first',
            'with_features', 'fit', 'prepare', 'run_training', 'finish_run', 'model_card']
 
 # %% ../nbs/09_trainer.ipynb #c003
-import ctypes
 import json
 import os
 import shutil
-import sys
 import warnings
 from importlib import import_module
 from importlib.util import find_spec
@@ -28,7 +26,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import ProgressCallback
 
-from .backbones import encoder_config
+from .backbones import encoder_config, glibc
 from .config import ConfigError, TrainConfig, save_config
 from .ctc import frames_needed
 from .data import DurationBatches, ManifestError, SpeechDataset, check_audio, describe, emotion_names, read_manifest
@@ -47,13 +45,9 @@ def main_first():
     "A context that the main process passes first; the others find what it has left."
     return PartialState(cpu=not torch.cuda.is_available()).main_process_first()
 
-def give_back_memory(
-    seconds, # length of each utterance
-):
-    "On a CPU with glibc, for utterances of minutes: return freed blocks to the system at once, or chunk after chunk leaves holes that nothing fits in."
-    if torch.cuda.is_available() or max(seconds) < 100 or not sys.platform.startswith("linux"): return
-    try: ctypes.CDLL("libc.so.6").mallopt(-1, 128 * 1024)         # M_TRIM_THRESHOLD: a fixed one, which also fixes that for mmap
-    except (OSError, AttributeError): pass                         # another C library
+def give_back_memory():
+    "On a CPU: blocks over 6 MB go back to the system when they are freed. Batches of many sizes leave holes otherwise; a lower limit costs time."
+    if not torch.cuda.is_available(): glibc("mallopt", -3, 6 * 2**20)          # M_MMAP_THRESHOLD
 
 def say(*what):
     "Print, once for all processes."
@@ -83,7 +77,7 @@ def load_splits(
     check_labels(splits, files, config.tasks)
     names = emotion_names(splits["train"], config.emotion_names) if "ser" in config.tasks else None
     seconds = {s: check_audio(us, config.audio_base_path, f"checking audio: {s}") for s, us in splits.items()}
-    give_back_memory(np.concatenate(list(seconds.values())))
+    give_back_memory()
     say(describe(splits, names, seconds))
     return {s: SpeechDataset(us, config.audio_base_path, names, seconds[s]) for s, us in splits.items()}
 
