@@ -7,7 +7,9 @@
 `old`: every utterance is padded (or cut) to 30 s, batches are random, and the (B, T, V) logits are in memory. `ours`:
 actual lengths, batches by duration, lean CTC. Both have the same heads, losses and optimiser, and random weights and audio;
 what is counted is seconds of real audio in a second of time. Each runs in a process of its own, so that its peak memory is
-its own: on the CPU the growth of the resident set over what it was before the model was built.
+its own: on the CPU the growth of the resident set over what it was before the model was built. GFLOP/s are the matrix and
+convolution operations of a middling batch's step (PyTorch's count; what lean CTC computes twice counts twice) over its
+time; "of matmul" is their share of what one large matrix product reaches on the same machine.
 """
 import argparse
 import json
@@ -54,9 +56,22 @@ class Tokens:
         return ids, [i // 2 for i in range(len(ids))]
 
 
+def matmul_ceiling(device):
+    "Floating-point operations a second that a large matrix product reaches here: float32 on a CPU, bfloat16 on CUDA"
+    import torch
+    n, cuda = (8192, True) if device == "cuda" else (2048, False)
+    a = torch.randn(n, n, device=device, dtype=torch.bfloat16 if cuda else torch.float32)
+    def once():
+        start = time.perf_counter(); a @ a
+        if cuda: torch.cuda.synchronize()
+        return time.perf_counter() - start
+    return 2 * n ** 3 / min(once() for _ in range(10))
+
+
 def child(args):
     "Train a number of batches; print seconds of audio, seconds of time and peak bytes"
     import torch
+    from torch.utils.flop_counter import FlopCounterMode
     from transformers import WhisperConfig, WhisperFeatureExtractor
     from prosody_ser import model as room
     from prosody_ser.backbones import ActualLengthWhisper
@@ -79,15 +94,21 @@ def child(args):
     model = room.ProsodySER(config, encoder).to(args.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     collate, audio, clock = room.Collator(Tokens(args.V)), 0.0, []
-    for i, rows in enumerate([batches[0], *batches]):                                                            # the first warms up
-        batch = {k: v.to(args.device) for k, v in collate(make_rows(seconds[rows], args.V, rng, old)).items()}
+    def inputs(rows): return {k: v.to(args.device) for k, v in collate(make_rows(seconds[rows], args.V, rng, old)).items()}
+    def step(batch):
         start = time.perf_counter()
         with torch.autocast(args.device, torch.bfloat16, enabled=cuda): loss = model(**batch).loss
         loss.backward(); optimizer.step(); optimizer.zero_grad()
         if cuda: torch.cuda.synchronize()
-        if i: clock.append(time.perf_counter() - start); audio += seconds[rows].sum()
+        return time.perf_counter() - start
+    for i, rows in enumerate([batches[0], *batches]):                                                            # the first warms up
+        took = step(inputs(rows))
+        if i: clock.append(took); audio += seconds[rows].sum()
     peak = torch.cuda.max_memory_allocated() if cuda else (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) * 1024
-    print(json.dumps(dict(audio=audio, time=sum(clock), step=float(np.median(clock)), peak=peak, epoch=count * float(np.mean(clock)) if old else seconds.sum() * sum(clock) / audio)))   # every old step costs the same, ours as its audio
+    batch = inputs(batches[len(batches) // 2])
+    with FlopCounterMode(display=False) as counter: step(batch)
+    speed = counter.get_total_flops() / min(step(batch) for _ in range(3))
+    print(json.dumps(dict(speed=speed, share=speed / matmul_ceiling(args.device), audio=audio, time=sum(clock), step=float(np.median(clock)), peak=peak, epoch=count * float(np.mean(clock)) if old else seconds.sum() * sum(clock) / audio)))   # every old step costs the same, ours as its audio
 
 
 def main():
@@ -105,7 +126,7 @@ def main():
     for batch in (8, 16, 64):
         random, sorted_ = (padding_waste(list(DurationBatches(seconds, batch, by_length=b)), seconds) for b in (False, True))
         print(f"padding in batches of {batch:2}: random {100 * random:.0f} %, by length {100 * sorted_:.1f} %")
-    print(f"{'V':>6} {'batch':>5} {'':>5} {'audio s / s':>12} {'step s':>8} {'epoch min':>10} {'peak GB':>8} | ratio of throughput, of memory")
+    print(f"{'V':>6} {'batch':>5} {'':>5} {'audio s / s':>12} {'step s':>8} {'epoch min':>10} {'peak GB':>8} {'GFLOP/s':>9} {'of matmul':>9} | ratio of throughput, of memory")
     for V in args.vocab_sizes:
         for batch in args.batch_sizes:
             result = {}
@@ -113,7 +134,7 @@ def main():
                 done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--style", style, "--V", str(V), "--batch", str(batch)], capture_output=True, text=True)
                 if done.returncode: print(f"{V:6} {batch:5} {style:>5} failed: {done.stderr.splitlines()[-1] if done.stderr else done.returncode}", flush=True); continue
                 r = result[style] = json.loads(done.stdout.splitlines()[-1])
-                print(f"{V:6} {batch:5} {style:>5} {seconds.sum() / r['epoch']:12.1f} {r['step']:8.2f} {r['epoch'] / 60:10.1f} {r['peak'] / 1e9:8.2f}", end="", flush=True)
+                print(f"{V:6} {batch:5} {style:>5} {seconds.sum() / r['epoch']:12.1f} {r['step']:8.2f} {r['epoch'] / 60:10.1f} {r['peak'] / 1e9:8.2f} {r['speed'] / 1e9:9.0f} {100 * r['share']:7.0f} %", end="", flush=True)
                 if len(result) == 2:
                     o, n = result["old"], result["ours"]
                     print(f" | {o['epoch'] / n['epoch']:.1f} x, 1/{o['peak'] / n['peak']:.1f}", end="")

@@ -187,6 +187,8 @@ class ProsodySER(PreTrainedModel):
     def _init_weights(self, module):
         "Fresh encoders draw their own weights; heads keep PyTorch's."
 
+    def get_input_embeddings(self): return None      # audio has none; sharding asks
+
     def save_pretrained(self, folder, **kwargs):
         "Write weights, configuration and, where known, tokenizer and feature extractor."
         super().save_pretrained(folder, **kwargs)

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.data_loader import prepare_data_loader
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import ProgressCallback
@@ -124,6 +125,12 @@ class MTLTrainer(Trainer):
         self.head_lr, self.max_batch_seconds, self.by_length, self.task_losses = head_lr, max_batch_seconds, by_length, {}
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=model.processor,
                          data_collator=Collator(model.processor.tokenizer), compute_metrics=self._metrics, **kwargs)
+        self.autocasts = self.is_fsdp_enabled and self.accelerator.mixed_precision != "no"
+        if self.autocasts: self.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(half_precision(), torch.float32, cast_forward_inputs=False)
+
+    def autocast_smart_context_manager(self, cache_enabled=True):
+        "Sharded weights travel in 16 bits, the arithmetic is that of one GPU; the usual policy would round the waveform, and does without autocast."
+        return self.accelerator.autocast() if self.autocasts else super().autocast_smart_context_manager(cache_enabled)
 
     def _loader(self, dataset, batches):
         "A loader that puts its batches on the device; they are already those of this process."
@@ -384,6 +391,7 @@ def build_trainer(
     trainer = MTLTrainer(model, training_arguments(config), data["train"], data["val"], config.head_lr,
                          config.max_batch_seconds or 10 * config.batch_size, config.batching == "length", callbacks=[keep])
     keep.trainer, trainer.keep = trainer, keep
+    if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2: raise ConfigError("FSDP's first version is not supported: say fsdp_version: 2 in the configuration, as examples/hpc/fsdp.yaml does.")
     if trainer.is_fsdp_enabled and config.lora_rank: raise ConfigError("--lora_rank and FSDP do not go together: adapters could not be merged. LoRA fits without sharding; leave the FSDP configuration out.")
     for bar in (ProgressCallback, DEFAULT_PROGRESS_CALLBACK): trainer.remove_callback(bar)
     trainer.add_callback(Progress(config.ctc))

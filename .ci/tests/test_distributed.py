@@ -32,13 +32,13 @@ def uneven(corpus, tmp_path_factory):
     return folder
 
 
-def launch(corpus, data, run, processes, *more, start=None):
+def launch(corpus, data, run, processes, *more, start=None, program=("-m", "prosody_ser.train")):
     """Train in so many processes; returns the history and the weights."""
     manifests = [x for s in ("train", "val", "test") for x in (f"--{s}_jsonl", data / f"{s}.jsonl")]
     start = start or ["torch.distributed.run", "--standalone", "--nproc_per_node", processes]
-    argv = [sys.executable, "-m", *start, "-m", "prosody_ser.train", "--audio_base_path", corpus, *manifests, "--backbone_path", data / "backbone",
+    argv = [sys.executable, "-m", *start, *program, "--audio_base_path", corpus, *manifests, "--backbone_path", data / "backbone",
             "--tokenizer_path", run / "tok.model", "--save_dir", run, *STEPS, "--batch_size", 4 // processes, *more]
-    done = subprocess.run(list(map(str, argv if processes > 1 else [sys.executable, *argv[argv.index("-m", 2 + len(start)):]])), cwd=ROOT, capture_output=True, text=True,
+    done = subprocess.run(list(map(str, argv if processes > 1 else [sys.executable, *argv[2 + len(start):]])), cwd=ROOT, capture_output=True, text=True,
                           env=os.environ | dict(OMP_NUM_THREADS="1"))
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("test set, model of the best validation epoch") == 1, done.stdout[-3000:]
@@ -71,3 +71,16 @@ def test_accelerate_launch(corpus, uneven, tmp_path):
     history, _, _ = launch(corpus, uneven, tmp_path / "run", 2, "--batching", "length", "--num_epochs", "1", start=start)
     assert len(history["val"]) == 1 and history["val"][0]["ser/n"] + 0 == 4
     shutil.rmtree(tmp_path / "run")
+
+
+def test_sharded_weights(corpus, uneven, tmp_path):
+    """FSDP2: each process holds half of every weight, gradient and moment, and they learn what one process does; in 16 bits too, to their precision."""
+    sharded, steps = [ROOT / ".ci/tests/fsdp_on_cpu.py"], ("--checkpoint_steps", 2)
+    one, two = launch(corpus, uneven, tmp_path / "1", 1, *steps), launch(corpus, uneven, tmp_path / "2", 2, *steps, program=sharded)
+    same(one, two)
+    half = launch(corpus, uneven, tmp_path / "half", 2, program=[*sharded, "--bf16"])
+    for a, b in zip(one[0]["train"], half[0]["train"]):
+        assert [a[f"{t}/loss"] for t in ("ser", "asr", "prosody")] == pytest.approx([b[f"{t}/loss"] for t in ("ser", "asr", "prosody")], rel=0.03, abs=0.05, nan_ok=True)
+    assert (tmp_path / "2/checkpoint-4").is_dir()                # the last one, two steps before the end
+    again = launch(corpus, uneven, tmp_path / "2", 2, *steps, "--resume", program=sharded)
+    same(two, again)
