@@ -1,6 +1,6 @@
 """Peak memory: of an utterance of 500 s against one of 30 s, and of a training step against its estimate.
 
-    python benchmarks/memory.py long                       # Whisper-tiny size, V 4000: training, evaluation and prediction
+    python benchmarks/memory.py long                       # Whisper-tiny size, V 16000: training and evaluation
     python benchmarks/memory.py estimate                   # Whisper-tiny size on this machine
     python benchmarks/memory.py estimate --device cuda     # Whisper-large-v3 size (random weights): all weights, LoRA, checkpointing
 
@@ -76,7 +76,7 @@ def long(device):
     "500 s against 30 s"
     print(f"{'':12}{'30 s, GB':>10}{'500 s, GB':>11}{'ratio':>8}   (on a CPU: of the whole process, PyTorch included)")
     for job in ("train", "evaluate"):
-        a, b = (ask(job, s, 1, 4000, device, TINY, "all weights") for s in (30, 500))
+        a, b = (ask(job, s, 1, 16000, device, TINY, "all weights") for s in (30, 500))
         a, b = (x["peak"] if device == "cuda" else x["process"] for x in (a, b))
         print(f"{job:12}{a / 1e9:10.2f}{b / 1e9:11.2f}{b / a:8.2f}", flush=True)
 

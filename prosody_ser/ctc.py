@@ -382,12 +382,14 @@ class HeadLogits:
     def scan(self, k:int):
         k = min(k, self.shape[2])
         if self.seen is None or self.seen[0].shape[2] < k:
-            size, parts = max(1, 2**22 // self.shape[2]), []
+            flat, size = self.hidden.flatten(0, 1), max(1, 2**22 // self.shape[2])              # (B*T, H)
+            values, tokens, lse = flat.new_empty(len(flat), k), flat.new_empty(len(flat), k, dtype=torch.long), flat.new_empty(len(flat))
             with torch.autocast(self.hidden.device.type, enabled=False):
-                for some in self.hidden.flatten(0, 1).split(size):          # (frames, H)
-                    z = F.linear(some, self.weight, self.bias)              # (frames, V)
-                    parts.append((*z.topk(k, -1), z.logsumexp(-1)))
-            self.seen = [torch.cat(p).unflatten(0, self.shape[:2]) for p in zip(*parts)]
+                for i in range(0, len(flat), size):
+                    s = slice(i, i + size)
+                    z = F.linear(flat[s], self.weight, self.bias)           # (size, V)
+                    (values[s], tokens[s]), lse[s] = z.topk(k, -1), z.logsumexp(-1)
+            self.seen = [x.unflatten(0, self.shape[:2]) for x in (values, tokens, lse)]
         values, tokens, lse = self.seen
         return values[..., :k], tokens[..., :k], lse
 

@@ -88,7 +88,8 @@ class Predictor:
         if not words: return [], False
         row = lambda values: torch.tensor([values], dtype=torch.long, device=self.device)
         where = hidden, lengths, row(ids), row(ids).new_tensor([len(ids)]), row(owner), row(ids).new_tensor([len(words)])
-        (times, aligned), spans = self.model.align_words(*where), self.model.place_words(*where)
+        times, aligned = found = self.model.align_words(*where)
+        spans = self.model.place_words(*where, found)
         seconds = (times[0] / self.model.backbone.frame_rate).clamp(max=total).tolist()    # the last frame may reach past the end
         marked = [dict(word=w, start=round(s, 3), end=round(e, 3)) for w, (s, e) in zip(words, seconds)]
         if self.model.prosody:

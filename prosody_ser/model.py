@@ -249,11 +249,11 @@ class ProsodySER(PreTrainedModel):
         return torch.where(placed[:, None, None], close_gaps(spans, lengths), even), placed
 
     @torch.no_grad()
-    def place_words(self, hidden, lengths, targets, target_lengths, token_word, word_counts):
-        "Frames (B, W, 2) that the prosody head reads: by CTC alignment where it is usable, else an even split."
+    def place_words(self, hidden, lengths, targets, target_lengths, token_word, word_counts, aligned=None):
+        "Frames (B, W, 2) that the prosody head reads: by CTC alignment where it is usable, else an even split. `aligned` is what `align_words` says, where it is known."
         even = uniform_spans(lengths, word_counts, max(1, int(word_counts.max())))
         if self.config.prosody_alignment != "ctc": return even
-        spans, placed = self.align_words(hidden, lengths, targets, target_lengths, token_word, word_counts)
+        spans, placed = aligned or self.align_words(hidden, lengths, targets, target_lengths, token_word, word_counts)
         fine = placed & (target_lengths >= USABLE_TOKENS * word_counts)
         return torch.where(fine[:, None, None], spans, even)
 
