@@ -21,7 +21,7 @@ def _(default, help, **more):
 
 LOW = dict(vocab_size=6, batch_size=1, num_epochs=1, gradient_accumulation_steps=1, log_steps=1, prefetch_factor=1, ablation_epochs=1,
            ablation_seeds=1, beam_width=1, top_k=1, max_seconds=4, character_coverage=0.98, word_score=-math.inf)                      # the least value of a number; the others may be 0
-HIGH = dict(character_coverage=1.0, blank_skip=1.0, ctc_blank_threshold=0.99, warmup_ratio=0.99, head_dropout=0.99, whisper_tail_seconds=30)
+HIGH = dict(character_coverage=1.0, balanced_sampling=1.0, blank_skip=1.0, ctc_blank_threshold=0.99, warmup_ratio=0.99, head_dropout=0.99, whisper_tail_seconds=30)
 
 class ConfigError(ValueError):
     "A setting that cannot work: the message names it, what is allowed and what to do."
@@ -139,6 +139,10 @@ class TrainConfig:
     weight_decay: float = _(0.01, "AdamW's weight decay")
     max_grad_norm: float = _(1.0, "gradients are clipped to this norm")
     select_by: str | None = _(None, "validation metric of the best epoch; default: ser/macro_f1, or asr/wer or prosody/f1 without that head", choices=_METRICS)
+    class_weights: str = _("none", "weights of the emotions in their loss: balanced makes each count alike, however rare", choices=["none", "balanced"])
+    logit_adjustment: float = _(0.0, "strength with which the training set's shares of the emotions are taken out of what is learned (Menon et al. 2021); 1: fully")
+    focal_gamma: float = _(0.0, "focal loss: above 0, emotions that are already told count less (Lin et al. 2017)")
+    balanced_sampling: float = _(0.0, "draw rare emotions more often: 1 each as often as the most frequent one, 0.5 half way there, 0 not; epochs grow longer")
     prosody_pos_weight: float = _(1.0, "weight of prominent words in the prominence loss; above 1 finds more of them, with more false alarms")
     seed: int = _(0, "of weights, order of the data and dropout")
     resume: bool = _(False, "go on from the last checkpoint in save_dir")

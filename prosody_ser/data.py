@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SAMPLING_RATE', 'MIN_SECONDS', 'EMOTIONS', 'ManifestError', 'Utterance', 'read_manifest', 'write_manifest',
            'load_audio', 'audio_path', 'load_utterance', 'check_audio', 'emotion_names', 'emotion_ids', 'group_of',
-           'split_by_group', 'shared_groups', 'beware', 'describe', 'plot_utterance', 'SpeechDataset',
+           'split_by_group', 'shared_groups', 'beware', 'describe', 'plot_utterance', 'SpeechDataset', 'class_repeats',
            'DurationBatches', 'padding_waste']
 
 # %% ../nbs/00_data.ipynb #c003
@@ -330,6 +330,20 @@ class SpeechDataset:
                     emotion=self.emotions[i], row=i)
 
 # %% ../nbs/00_data.ipynb #c043
+def class_repeats(
+    classes,    # int (N,): class of each row, -100: none
+    power=1.0,  # 1: every class as often as the most frequent one; 0.5: half way there, on a logarithmic scale; 0: as they are
+    seed=0,     # of which rows come once more than others
+) -> np.ndarray: # int (N,): how often each row comes, at least once
+    "Repeat the rows of rare classes."
+    classes = np.asarray(classes); times, rng = np.ones(len(classes), dtype=int), np.random.default_rng(seed)
+    counts = {c: (classes == c).sum() for c in set(classes.tolist()) - {-100}}
+    for c, n in sorted(counts.items()):
+        rows, wanted = np.flatnonzero(classes == c), round(n * (max(counts.values()) / n) ** power)
+        times[rows] = wanted // n
+        times[rng.permutation(rows)[:wanted % n]] += 1
+    return times
+
 class DurationBatches:
     "Batches of row indices for `DataLoader(batch_sampler=...)`, reproducible by seed and epoch."
     def __init__(self,
@@ -339,10 +353,12 @@ class DurationBatches:
                  by_length=True,  # neighbours in length; False: random batches
                  seed=0,          # of the order
                  epoch=lambda: 0, # tells the epoch
-                 world=1, rank=0): # processes, and which of them this is
+                 world=1, rank=0, # processes, and which of them this is
+                 times=None):     # int (N,): how often each row comes in an epoch; None: once
         self.seed, self.epoch, self.world, self.rank = seed, epoch, world, rank
         self.seconds, limit = np.asarray(seconds, dtype=float), max_seconds or math.inf
-        self.windows, rest = [], np.argsort(-self.seconds, kind="stable")          # (rows, batch size) each; longest first
+        rows = np.repeat(np.arange(len(self.seconds)), 1 if times is None else times)
+        self.windows, rest = [], rows[np.argsort(-self.seconds[rows], kind="stable")]  # (rows, batch size) each; longest first
         while len(rest):
             longest = max(self.seconds[rest[0]], 1e-3)
             size = max(1, int(min(batch_size, limit / longest)))

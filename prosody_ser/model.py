@@ -21,7 +21,7 @@ from transformers.utils import ModelOutput, cached_file
 
 from .backbones import Backbone, build_encoder, load_encoder
 from .ctc import HeadLogits, forced_align, label_emissions, processes, regularised_ctc, shared, uniform_spans, word_spans
-from .heads import CTCHead, ProsodyHead, SERHead, level
+from .heads import CTCHead, ProsodyHead, SERHead, emotion_losses, level
 from .tokenizer import SentencePieceTokenizer, TokenizerError
 
 # %% ../nbs/06_model.ipynb #c007
@@ -43,6 +43,7 @@ class ProsodySERConfig(PretrainedConfig):
                  ctc=None,               # dict: weights of the regularisers and `reduction`, see `CTC_OPTIONS`
                  layer_mix=True,         # every head learns which layers to read; False: the last one
                  pooling="mean_std",     # of the SER head: mean, mean_std or attentive
+                 ser=None,               # dict: options of the emotion loss, `weights`, `shift` and `gamma` of `emotion_losses`
                  head_dropout=0.1,       # in the heads
                  prosody_alignment="ctc", # a word's frames: ctc (forced alignment once it is usable) or uniform
                  prosody_pos_weight=1.0,  # weight of prominent words in its loss
@@ -54,7 +55,7 @@ class ProsodySERConfig(PretrainedConfig):
         self.tasks = [t for t in TASKS if t in tasks]
         self.alphas = {"ser": 1.0, "asr": 0.1, "prosody": 0.1} | (alphas or {})
         self.vocab_size, self.blank_id, self.ctc = vocab_size, blank_id, CTC_OPTIONS | (ctc or {})
-        self.layer_mix, self.pooling, self.head_dropout = layer_mix, pooling, head_dropout
+        self.layer_mix, self.pooling, self.head_dropout, self.ser = layer_mix, pooling, head_dropout, ser or {}
         self.prosody_alignment, self.prosody_pos_weight = prosody_alignment, prosody_pos_weight
         self.whisper_tail_seconds, self.max_seconds, self.spec_augment = whisper_tail_seconds, max_seconds, spec_augment
         super().__init__(**kwargs)
@@ -221,7 +222,7 @@ class ProsodySER(PreTrainedModel):
         out.emotion_logits = self.ser(hidden, out.lengths)                      # (B, C)
         if emotion is None: return
         n = (emotion >= 0).sum()
-        if n > 0 or processes() > 1: out.ser_loss = F.cross_entropy(out.emotion_logits.float(), emotion, ignore_index=-100, reduction="sum") / shared(n)[0]
+        if n > 0 or processes() > 1: out.ser_loss = emotion_losses(out.emotion_logits, emotion, **self.config.ser).sum() / shared(n)[0]
 
     def _transcript(self, out, hidden, targets, target_lengths):
         if not self.training: out.asr_frames = HeadLogits(hidden, self.asr.out.weight, self.asr.out.bias)   # never (B, T, V) at once

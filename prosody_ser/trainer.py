@@ -6,8 +6,8 @@
 __all__ = ['NEEDS', 'LEFT_BY_A_RUN', 'MAY_CHANGE', 'main_process', 'main_first', 'give_back_memory', 'say', 'check_labels',
            'load_splits', 'prepare_tokenizer', 'count_infeasible', 'MTLTrainer', 'KeepBest', 'aside', 'replace_folder',
            'read_best', 'history', 'write_history', 'plot_history', 'Progress', 'precision', 'selection_metric',
-           'training_arguments', 'build_model', 'build_trainer', 'is_whole', 'last_checkpoint', 'check_resume',
-           'with_features', 'fit', 'prepare', 'run_training', 'finish_run', 'model_card']
+           'training_arguments', 'rare_emotions', 'build_model', 'build_trainer', 'is_whole', 'last_checkpoint',
+           'check_resume', 'with_features', 'fit', 'prepare', 'run_training', 'finish_run', 'model_card']
 
 # %% ../nbs/09_trainer.ipynb #c003
 import json
@@ -30,8 +30,9 @@ from transformers.trainer_callback import ProgressCallback
 from .backbones import encoder_config, glibc
 from .config import ConfigError, TrainConfig, save_config
 from .ctc import frames_needed
-from .data import DurationBatches, ManifestError, SpeechDataset, check_audio, describe, emotion_names, read_manifest
+from .data import DurationBatches, class_repeats, ManifestError, SpeechDataset, check_audio, describe, emotion_names, read_manifest
 from .evaluation import LOWER_IS_BETTER, by_seconds, ctc_advice, decoder_options, half_precision, metrics_table, predict, read_out, score, to_records, write_report
+from .heads import class_weights, log_prior
 from .lean import CachedDataset, FeatureCache, add_lora, cache_folder, merged_state
 from .lm import WordLM
 from .model import Collator, create_model, load_checkpoint, save_pt
@@ -121,8 +122,9 @@ class MTLTrainer(Trainer):
                  head_lr, # learning rate of everything but the backbone, whose rate is `args.learning_rate`
                  max_batch_seconds=None, # padded seconds in a batch, at most
                  by_length=True,         # batches of utterances of like length
+                 times=None,             # int (N,): how often each training row comes in an epoch; None: once
                  **kwargs):
-        self.head_lr, self.max_batch_seconds, self.by_length, self.task_losses = head_lr, max_batch_seconds, by_length, {}
+        self.head_lr, self.max_batch_seconds, self.by_length, self.times, self.task_losses = head_lr, max_batch_seconds, by_length, times, {}
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=model.processor,
                          data_collator=Collator(model.processor.tokenizer), compute_metrics=self._metrics, **kwargs)
         self.autocasts = self.is_fsdp_enabled and self.accelerator.mixed_precision != "no"
@@ -144,7 +146,7 @@ class MTLTrainer(Trainer):
         "Batches by duration; the epoch is read from the trainer's state, so that a resumed run goes on with the same ones."
         return self._loader(self.train_dataset, DurationBatches(
             self.train_dataset.seconds, self._train_batch_size, self.max_batch_seconds, self.by_length, self.args.seed,
-            lambda: int((self.state.epoch or 0) + 1e-6), self.args.world_size, self.args.process_index))
+            lambda: int((self.state.epoch or 0) + 1e-6), self.args.world_size, self.args.process_index, self.times))
 
     def get_eval_dataloader(self, eval_dataset=None):
         "Neighbours in length, equally large batches for all processes."
@@ -364,15 +366,25 @@ def training_arguments(
     return args
 
 # %% ../nbs/09_trainer.ipynb #c023
+def rare_emotions(
+    config, # `TrainConfig`
+    counts, # training rows of each emotion
+) -> dict:  # options of the emotion loss
+    "What the settings ask for against a skewed training set."
+    shift = [config.logit_adjustment * p for p in log_prior(counts)] if config.logit_adjustment else None
+    return dict(weights=class_weights(counts) if config.class_weights == "balanced" else None, shift=shift, gamma=config.focal_gamma)
+
 def build_model(
     config,    # `TrainConfig`
-    names,     # emotion classes
+    train,     # `SpeechDataset` to train on
     tokenizer, # `SentencePieceTokenizer` or None
 ):
     "The model that the settings describe."
     set_seed(config.seed)
+    names, counts = train.names, [train.emotions.count(i) for i in range(len(train.names or []))]
+    ser = rare_emotions(config, counts) if sum(counts) else {}
     model = create_model(names, tokenizer, config.backbone, config.backbone_path, tasks=config.tasks, alphas=config.alphas, ctc=config.ctc,
-                         layer_mix=config.layer_mix, pooling=config.pooling, head_dropout=config.head_dropout, spec_augment=config.spec_augment,
+                         layer_mix=config.layer_mix, pooling=config.pooling, ser=ser, head_dropout=config.head_dropout, spec_augment=config.spec_augment,
                          prosody_alignment=config.prosody_alignment, prosody_pos_weight=config.prosody_pos_weight, whisper_tail_seconds=config.whisper_tail_seconds, max_seconds=config.max_seconds)
     if config.freeze_backbone: model.backbone.requires_grad_(False)
     if config.lora_rank: add_lora(model, config.lora_rank)
@@ -389,7 +401,8 @@ def build_trainer(
     "A trainer with its callbacks."
     keep = KeepBest(config, selection_metric(config))
     trainer = MTLTrainer(model, training_arguments(config), data["train"], data["val"], config.head_lr,
-                         config.max_batch_seconds or 10 * config.batch_size, config.batching == "length", callbacks=[keep])
+                         config.max_batch_seconds or 10 * config.batch_size, config.batching == "length",
+                         class_repeats(data["train"].emotions, config.balanced_sampling, config.seed) if config.balanced_sampling else None, callbacks=[keep])
     keep.trainer, trainer.keep = trainer, keep
     if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2: raise ConfigError("FSDP's first version is not supported: say fsdp_version: 2 in the configuration, as examples/hpc/fsdp.yaml does.")
     if trainer.is_fsdp_enabled and config.lora_rank: raise ConfigError("--lora_rank and FSDP do not go together: adapters could not be merged. LoRA fits without sharding; leave the FSDP configuration out.")
@@ -457,7 +470,7 @@ def fit(
     tokenizer, # `SentencePieceTokenizer` or None
 ) -> dict:     # the `history`
     "Train a fresh model and keep the best on validation in `save_dir/best_model`."
-    model = build_model(config, data["train"].names, tokenizer)
+    model = build_model(config, data["train"], tokenizer)
     if model.asr and (n := count_infeasible(data["train"], tokenizer, model.backbone.frame_rate)):
         say(f"{n} of {len(data['train'])} training transcripts have more tokens than frames and cannot train CTC. A larger --vocab_size gives fewer tokens.")
     if config.feature_cache: data = data | with_features(config, model, {s: data[s] for s in ("train", "val")})

@@ -1,9 +1,11 @@
 """A flag that is accepted changes what happens: each is compared with the same run without it."""
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import read, write
 from transformers import TrainerCallback
 
 from prosody_ser.config import TrainConfig
@@ -23,7 +25,7 @@ def trace(corpus, folder, **more):
     """What can be seen of a run: each step's losses and learning rates, its validations, and how far each part moved."""
     c = config(corpus, folder, **more)
     data = load_splits(c)
-    model = build_model(c, data["train"].names, prepare_tokenizer(c, data["train"].utterances))
+    model = build_model(c, data["train"], prepare_tokenizer(c, data["train"].utterances))
     before = {k: v.clone() for k, v in model.named_parameters()}
     trainer = build_trainer(c, model, data)
     trainer.train()
@@ -59,13 +61,27 @@ def test_flag_acts(name, corpus, baseline, tmp_path):
     assert (run["log"], run["moved"], run["files"]) != (reference["log"], reference["moved"], reference["files"])
 
 
+def test_rare_emotions(corpus, tmp_path):
+    """Where one emotion is rare each correction changes what is learned; where all are alike, weights and sampling change nothing."""
+    skewed = tmp_path / "skewed"
+    shutil.copytree(corpus, skewed)
+    rows = read(corpus / "train.jsonl")
+    write(skewed / "train.jsonl", [r | dict(emotion="anger" if i % 4 else "joy") for i, r in enumerate(rows)])
+    acts = dict(class_weights="balanced", logit_adjustment=1.0, focal_gamma=2.0, balanced_sampling=1.0)
+    logs = {name: trace(skewed, tmp_path / name, **{name: value})["log"] for name, value in acts.items()}
+    plain = trace(skewed, tmp_path / "plain")["log"]
+    assert all(log != plain for log in logs.values()), [k for k, log in logs.items() if log == plain]
+    even = trace(corpus, tmp_path / "even")["log"]
+    assert all(trace(corpus, tmp_path / f"even-{name}", **{name: acts[name]})["log"] == even for name in ("class_weights", "balanced_sampling"))
+
+
 def test_gradient_checkpointing_computes_layers_twice_and_learns_the_same(corpus, tmp_path):
     """With it each layer runs once more in the backward pass; the weights end up the same."""
     calls, moved = {}, {}
     for on in (False, True):
         c = config(corpus, tmp_path / str(on), gradient_checkpointing=on, head_dropout=0.0)
         data = load_splits(c)
-        model = build_model(c, data["train"].names, prepare_tokenizer(c, data["train"].utterances))
+        model = build_model(c, data["train"], prepare_tokenizer(c, data["train"].utterances))
         trainer, n = build_trainer(c, model, data), [0]
 
         class Count(TrainerCallback):
@@ -84,7 +100,7 @@ def test_prosody_alignment(corpus, tmp_path):
     """With a usable aligner, ctc and uniform read different frames."""
     c = config(corpus, tmp_path, tokenizer_type="char")
     data = load_splits(c)
-    model = build_model(c, data["train"].names, prepare_tokenizer(c, data["train"].utterances)).eval()
+    model = build_model(c, data["train"], prepare_tokenizer(c, data["train"].utterances)).eval()
     batch = build_trainer(c, model, data).data_collator([data["train"][0]])
     model.asr_nats.fill_(0.0)
     spans = {}
@@ -164,7 +180,7 @@ def test_max_seconds(corpus, tmp_path):
     assert not torch.equal(said[30.0], said[5.0]) and torch.allclose(said[30.0], said[5.0], atol=0.5)
     c = config(corpus, tmp_path, max_seconds=5.0)
     data = load_splits(c)
-    assert build_model(c, data["train"].names, prepare_tokenizer(c, data["train"].utterances)).backbone.max_seconds == 5.0
+    assert build_model(c, data["train"], prepare_tokenizer(c, data["train"].utterances)).backbone.max_seconds == 5.0
 
 
 def test_lora_trains_adapters_and_saves_them_merged(corpus, tmp_path):
