@@ -3,6 +3,7 @@
     python benchmarks/studies.py layers --data EMODB --backbone_path WHISPER_BASE     # last layer or mix, frozen or trained
     python benchmarks/studies.py alignment --data EMODB --backbone_path WHISPER_TINY  # where a word's frames come from
     python benchmarks/studies.py batching --data EMODB --backbone_path WHISPER_TINY   # batches of like length, or random ones
+    python benchmarks/studies.py imbalance --data EMODB --backbone_path WHISPER_TINY  # corrections for rare emotions
     python benchmarks/studies.py demo_alignment                                       # the same on the demo corpus
     python benchmarks/studies.py demo_blank                                           # the blank penalty on the demo corpus
 
@@ -30,6 +31,8 @@ STUDIES = {  # study -> recipe, {variant: its overrides}, metrics of the table
                           "characters, even split": dict(prosody_alignment="uniform") | CHAR, "characters, ctc": CHAR}, ["prosody/f1", "prosody/roc_auc", "asr/wer"]),
     "batching": (EMODB, {b: dict(batching=b) for b in ("length", "random")}, ["ser/ua", "asr/wer", "prosody/f1"]),
     "demo_batching": (DEMO, {b: dict(batching=b) for b in ("length", "random")}, ["ser/ua", "asr/wer", "prosody/f1"]),
+    "imbalance": (EMODB, {"cross entropy": {}, "class weights": dict(class_weights="balanced"), "logit adjustment 1": dict(logit_adjustment=1.0),
+                          "focal loss 2": dict(focal_gamma=2.0), "balanced sampling": dict(balanced_sampling=1.0)}, ["ser/ua", "ser/wa", "ser/macro_f1"]),
     "demo_alignment": (DEMO, {"even split": dict(prosody_alignment="uniform"), "ctc": {}}, ["prosody/f1", "prosody/roc_auc"]),
     "demo_blank": (DEMO, {f"blank penalty {p}": dict(ctc_blank_penalty=p) for p in (0, 50)}, ["asr/wer", "asr/cer", "ser/ua"]),
 }

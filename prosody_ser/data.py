@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SAMPLING_RATE', 'MIN_SECONDS', 'EMOTIONS', 'ManifestError', 'Utterance', 'read_manifest', 'write_manifest',
            'load_audio', 'audio_path', 'load_utterance', 'check_audio', 'emotion_names', 'emotion_ids', 'group_of',
-           'split_by_group', 'shared_groups', 'beware', 'describe', 'plot_utterance', 'SpeechDataset', 'class_repeats',
-           'DurationBatches', 'padding_waste']
+           'split_by_group', 'shared_groups', 'speaker_folds', 'beware', 'describe', 'plot_utterance', 'SpeechDataset',
+           'class_repeats', 'DurationBatches', 'padding_waste']
 
 # %% ../nbs/00_data.ipynb #c003
 import json
@@ -253,6 +253,39 @@ def shared_groups(
     return sorted(g for g, n in seen.items() if n > 1)
 
 # %% ../nbs/00_data.ipynb #c035
+def speaker_folds(
+    utterances,   # list of `Utterance`
+    k=None,       # number of folds; None: one for each speaker
+    session=None, # function: speaker -> the session it was recorded in; None: each recorded alone
+    seed=0,       # order in which the speakers are dealt to k folds
+) -> list[tuple[list, list, list]]: # (train, val, test) of each fold
+    "Speaker-disjoint folds for cross-validation: every utterance is tested in exactly one of them."
+    names = [group_of(u) or u.audio_filepath for u in utterances]
+    counts = Counter(names)
+    if (n := len(counts) if k is None else k) < 3:
+        raise ManifestError(f"{n} folds: training, validation and test need one each. Use at least 3 folds, of at least 3 speakers.")
+    tests = [[s] for s in sorted(counts)] if k is None else _deal(counts, k, session or (lambda s: s), seed)
+    def after(i):
+        "The fold that validates while fold i is tested."
+        own = [j for j, t in enumerate(tests) if k is None and session and session(t[0]) == session(tests[i][0])]
+        own = own if len(own) > 1 else list(range(len(tests)))
+        return own[(own.index(i) + 1) % len(own)]
+    fold_of = {s: i for i, test in enumerate(tests) for s in test}
+    def part(wanted): return [u for u, s in zip(utterances, names) if wanted(fold_of[s])]
+    return [(part(lambda f: f not in (i, after(i))), part(lambda f: f == after(i)), part(lambda f: f == i)) for i in range(len(tests))]
+
+def _deal(counts, k, session, seed):
+    "Speakers of k folds with about equally many utterances: whole sessions, largest first, each to the smallest fold."
+    sessions = {}
+    for s in sorted(counts): sessions.setdefault(session(s), []).append(s)
+    if k > len(sessions):
+        raise ManifestError(f"{len(sessions)} groups (speakers, films or sessions) cannot fill {k} folds. Ask for fewer folds.")
+    folds, size = [[] for _ in range(k)], {g: sum(counts[s] for s in sessions[g]) for g in sessions}
+    for g in sorted(np.random.default_rng(seed).permutation(list(sessions)).tolist(), key=lambda g: -size[g]):
+        min(folds, key=lambda f: sum(counts[s] for s in f)).extend(sessions[g])
+    return folds
+
+# %% ../nbs/00_data.ipynb #c039
 def beware(
     splits,     # dict: name of the split -> list of `Utterance`, the training one first
     names,      # the emotion classes, or None
@@ -288,7 +321,7 @@ def describe(
     lines = ["  ".join([r[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(r[1:], widths[1:])]) for r in zip(*cols)]
     return "\n".join(lines + beware(splits, names))
 
-# %% ../nbs/00_data.ipynb #c037
+# %% ../nbs/00_data.ipynb #c041
 def plot_utterance(
     utterance,   # an `Utterance`
     audio,       # its samples, float, shape (S,)
@@ -310,7 +343,7 @@ def plot_utterance(
     ax.set_title(" · ".join(str(x) for x in (utterance.emotion, utterance.speaker) if x is not None), loc="left", fontsize=9)
     return ax
 
-# %% ../nbs/00_data.ipynb #c040
+# %% ../nbs/00_data.ipynb #c044
 class SpeechDataset:
     "Utterances with their audio, as `torch.utils.data.DataLoader` wants them."
     def __init__(self,
@@ -329,7 +362,7 @@ class SpeechDataset:
         return dict(audio=load_utterance(u, self.audio_base_path), words=u.words, prosody=u.prosody_annotations,
                     emotion=self.emotions[i], row=i)
 
-# %% ../nbs/00_data.ipynb #c043
+# %% ../nbs/00_data.ipynb #c047
 def class_repeats(
     classes,    # int (N,): class of each row, -100: none
     power=1.0,  # 1: every class as often as the most frequent one; 0.5: half way there, on a logarithmic scale; 0: as they are
