@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .config import ConfigError, save_config
-from .data import ManifestError, group_of, read_manifest, speaker_folds, write_manifest
+from .data import ManifestError, group_of, read_manifest, repeated_rows, speaker_folds, write_manifest
 from .evaluation import SHOWN, plot_confusion, score
 from .tokenizer import TokenizerError
 from .trainer import is_whole, run_training
@@ -28,10 +28,8 @@ def make_folds(
 ) -> list[Path]:
     "Deal the speakers to folds. The same manifests give the same folds."
     rows = [u for m in manifests for u in read_manifest(m)]
-    same = {}
-    for u in rows: same.setdefault((u.audio_filepath, u.start, u.end), []).append(u.where)
-    twice = next((places for places in same.values() if len(places) > 1), None)
-    if twice: raise ManifestError(f"{' and '.join(twice[:2])} are the same utterance. Each row must come once, or it may be in training and test at the same time.")
+    if twice := repeated_rows(rows):
+        raise ManifestError(f"{' and '.join(u.where for u in twice[0][:2])} are the same utterance. Each row must come once, or it may be in training and test at the same time.")
     folds = speaker_folds(rows, k)
     for i, splits in enumerate(folds):
         (Path(folder)/str(i)).mkdir(parents=True, exist_ok=True)

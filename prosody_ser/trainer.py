@@ -6,7 +6,7 @@
 __all__ = ['NEEDS', 'LEFT_BY_A_RUN', 'MAY_CHANGE', 'main_process', 'main_first', 'give_back_memory', 'say', 'check_labels',
            'load_splits', 'prepare_tokenizer', 'count_infeasible', 'MTLTrainer', 'KeepBest', 'aside', 'replace_folder',
            'read_best', 'history', 'write_history', 'plot_history', 'Progress', 'precision', 'selection_metric',
-           'training_arguments', 'rare_emotions', 'build_model', 'build_trainer', 'is_whole', 'last_checkpoint',
+           'training_arguments', 'emotion_loss_options', 'build_model', 'build_trainer', 'is_whole', 'last_checkpoint',
            'check_resume', 'with_features', 'fit', 'prepare', 'run_training', 'finish_run', 'model_card']
 
 # %% ../nbs/09_trainer.ipynb #c003
@@ -27,6 +27,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import ProgressCallback
 
+from .audit import audit, summary
 from .backbones import encoder_config, glibc
 from .config import ConfigError, TrainConfig, save_config
 from .ctc import frames_needed
@@ -81,6 +82,7 @@ def load_splits(
     seconds = {s: check_audio(us, config.audio_base_path, f"checking audio: {s}") for s, us in splits.items()}
     give_back_memory()
     say(describe(splits, names, seconds))
+    if found := summary(audit(splits, names=names, seconds=seconds), notes=False): say(f"{found}\n(prosody-ser audit tells more, with lines and cures)")
     return {s: SpeechDataset(us, config.audio_base_path, names, seconds[s]) for s, us in splits.items()}
 
 # %% ../nbs/09_trainer.ipynb #c009
@@ -366,7 +368,7 @@ def training_arguments(
     return args
 
 # %% ../nbs/09_trainer.ipynb #c023
-def rare_emotions(
+def emotion_loss_options(
     config, # `TrainConfig`
     counts, # training rows of each emotion
 ) -> dict:  # options of the emotion loss
@@ -382,7 +384,7 @@ def build_model(
     "The model that the settings describe."
     set_seed(config.seed)
     names, counts = train.names, [train.emotions.count(i) for i in range(len(train.names or []))]
-    ser = rare_emotions(config, counts) if sum(counts) else {}
+    ser = emotion_loss_options(config, counts) if sum(counts) else {}
     model = create_model(names, tokenizer, config.backbone, config.backbone_path, tasks=config.tasks, alphas=config.alphas, ctc=config.ctc,
                          layer_mix=config.layer_mix, pooling=config.pooling, ser=ser, head_dropout=config.head_dropout, spec_augment=config.spec_augment,
                          prosody_alignment=config.prosody_alignment, prosody_pos_weight=config.prosody_pos_weight, whisper_tail_seconds=config.whisper_tail_seconds, max_seconds=config.max_seconds)
