@@ -104,7 +104,7 @@ def run_audit(
     args, # settings of `audit`
 ) -> int: # exit code
     "Find, tell, fix and draw."
-    from prosody_ser.audit import SEGMENT, audit_manifests, exit_code, fix_manifest, plot_splits, report, to_json
+    from prosody_ser.audit import SEGMENT, Sound, audit_manifests, exit_code, fix_manifest, listen, plot_splits, report, to_json
     from prosody_ser.tokenizer import SentencePieceTokenizer
     pieces, segment = args.tokenizer_path and SentencePieceTokenizer(model_path=args.tokenizer_path).load_tokenizer(), args.segment or SEGMENT
     splits, found = audit_manifests(args.manifests, audio_base_path=args.audio_base_path, tokenizer=pieces, names=args.emotion_names, frame_rate=args.frame_rate, segment=segment)
@@ -114,7 +114,9 @@ def run_audit(
         out = Path(args.fix) if args.fix.endswith(".jsonl") else Path(args.fix)/Path(m).name
         counts = fix_manifest(m, out, [u for us in splits.values() for u in us])
         print(f"{out}: " + (", ".join(f"{n} {what}" for what, n in counts.items()) or "nothing to fix"), file=aside)
-    if args.plot: plot_splits(splits, args.emotion_names, segment=segment).savefig(args.plot, dpi=150); print(args.plot, file=aside)
+    if args.plot:
+        seconds = {s: [x.seconds for x in listen(us, args.audio_base_path, f"measuring: {s}") if isinstance(x, Sound)] for s, us in splits.items()} if args.audio_base_path else None
+        plot_splits(splits, args.emotion_names, seconds, segment).savefig(args.plot, dpi=150); print(args.plot, file=aside)
     return exit_code(found, args.strict)
 
 def prepare(argv):
