@@ -97,7 +97,7 @@ def run_ablation(
     say(f"\n{study_table(rows)}\n\nbest alpha on validation by {metric}: {best:g}; training the final model with it")
     final = replace(config, alpha_asr=best, alpha_prosody=best, run_ablation_study=False, resume=config.resume and any(map(is_whole, folder.glob("checkpoint-*"))))
     check_resume(final)
-    return finish_run(final, data["test"], fit(final, data, tokenizer))
+    return finish_run(final, data, fit(final, data, tokenizer))
 
 def write_study(
     folder,  # of the study

@@ -32,8 +32,8 @@ def evaluate(
     device = pick_device(config.device)
     options = decoder_options(config, model.processor.tokenizer)
     records = predict(model, dataset, config.batch_size, config.decode_method, device, config.use_amp and device == "cuda", config.num_workers, **options)
-    settings = asdict(config) | dict(device=device, alphas=model.config.alphas, heads=model.config.tasks, ctc=model.config.ctc, backbone=model.config.backbone)
-    return write_report(config.output_dir, records, names, settings)
+    settings = asdict(config) | dict(device=device, alphas=model.config.alphas, heads=model.config.tasks, ctc=model.config.ctc, backbone=model.config.backbone, emotion_temperature=model.config.emotion_temperature)
+    return write_report(config.output_dir, records, names, settings, config.audio_base_path)
 
 def main(argv=None):
     "The command line."

@@ -70,7 +70,7 @@ class Predictor:
 
     def _emotion(self, read, lengths):
         "The emotion and the probabilities of all."
-        p, names = self.model.ser(read, lengths)[0].float().softmax(-1).tolist(), self.model.config.id2label
+        p, names = (self.model.ser(read, lengths)[0].float() / self.model.config.emotion_temperature).softmax(-1).tolist(), self.model.config.id2label
         return dict(emotion=names[int(np.argmax(p))], probabilities={names[i]: round(v, 5) for i, v in enumerate(p)})
 
     def _words(self, hidden, lengths, words):

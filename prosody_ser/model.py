@@ -50,6 +50,7 @@ class ProsodySERConfig(PretrainedConfig):
                  whisper_tail_seconds=0.0, # silence that Whisper hears after each utterance
                  max_seconds=30.0,        # longer utterances are heard in overlapping chunks
                  spec_augment=True,      # mask time and frequency while training
+                 emotion_temperature=1.0, # that the emotions' logits are divided by for probabilities; fitted on validation after training
                  **kwargs):
         self.backbone, self.encoder, self.feature_extractor = backbone, encoder, feature_extractor
         self.tasks = [t for t in TASKS if t in tasks]
@@ -58,6 +59,7 @@ class ProsodySERConfig(PretrainedConfig):
         self.layer_mix, self.pooling, self.head_dropout, self.ser = layer_mix, pooling, head_dropout, ser or {}
         self.prosody_alignment, self.prosody_pos_weight = prosody_alignment, prosody_pos_weight
         self.whisper_tail_seconds, self.max_seconds, self.spec_augment = whisper_tail_seconds, max_seconds, spec_augment
+        self.emotion_temperature = emotion_temperature
         super().__init__(**kwargs)
 
 # %% ../nbs/06_model.ipynb #c009

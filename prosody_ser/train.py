@@ -46,7 +46,7 @@ def train(
 
 def where(folder) -> str:
     "The files of a run that a reader wants first."
-    files = {"model": "best_model", "report": "results_summary.txt", "predictions": "test/predictions.jsonl", "confusion matrix": "test/confusion_matrix.png",
+    files = {"model": "best_model", "summary": "results_summary.txt", "report": "test/report.html", "predictions": "test/predictions.jsonl", "confusion matrix": "test/confusion_matrix.png",
              "curves": "training_history.png", "study": "ablation.png"}
     return "\n".join(f"{name:18}{os.path.join(folder, file)}" for name, file in files.items() if os.path.exists(os.path.join(folder, file)))
 

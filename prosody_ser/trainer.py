@@ -7,7 +7,8 @@ __all__ = ['NEEDS', 'LEFT_BY_A_RUN', 'MAY_CHANGE', 'main_process', 'main_first',
            'load_splits', 'prepare_tokenizer', 'count_infeasible', 'MTLTrainer', 'KeepBest', 'aside', 'replace_folder',
            'read_best', 'history', 'write_history', 'plot_history', 'Progress', 'precision', 'selection_metric',
            'training_arguments', 'emotion_loss_options', 'build_model', 'build_trainer', 'is_whole', 'last_checkpoint',
-           'check_resume', 'with_features', 'fit', 'prepare', 'run_training', 'finish_run', 'model_card']
+           'check_resume', 'with_features', 'fit', 'prepare', 'run_training', 'set_temperature', 'finish_run',
+           'model_card']
 
 # %% ../nbs/09_trainer.ipynb #c003
 import json
@@ -29,10 +30,12 @@ from transformers.trainer_callback import ProgressCallback
 
 from .audit import audit, summary
 from .backbones import encoder_config, glibc
+from .calibration import calibrate
 from .config import ConfigError, TrainConfig, save_config
 from .ctc import frames_needed
-from .data import DurationBatches, class_repeats, ManifestError, SpeechDataset, check_audio, describe, emotion_names, read_manifest
-from .evaluation import LOWER_IS_BETTER, by_seconds, ctc_advice, decoder_options, half_precision, metrics_table, predict, read_out, score, to_records, write_report
+from .data import DurationBatches, ManifestError, SpeechDataset, check_audio, class_repeats, describe, emotion_names, read_manifest
+from .evaluation import (LOWER_IS_BETTER, by_seconds, confidence_metrics, ctc_advice, decoder_options, half_precision, metrics_table, predict, predict_emotions, read_out,
+                                    score, to_records, uncalibrated, write_report)
 from .heads import class_weights, log_prior
 from .lean import CachedDataset, FeatureCache, add_lora, cache_folder, merged_state
 from .lm import WordLM
@@ -500,27 +503,42 @@ def run_training(
 ) -> dict:  # metrics of the best model on the test set
     "Train, keep the best model on validation, test it once, and leave a run folder with everything."
     data, tokenizer = prepare(config)
-    return finish_run(config, data["test"], fit(config, data, tokenizer))
+    return finish_run(config, data, fit(config, data, tokenizer))
 
 # %% ../nbs/09_trainer.ipynb #c026
+def set_temperature(
+    folder, # `best_model`
+    model,  # the `ProsodySER` loaded from it
+    val,    # `SpeechDataset` for validation
+    **how,  # arguments of `predict_emotions`
+) -> dict:  # from `calibrate`
+    "Fit the temperature of the emotions on validation, for the model at hand and the one in its folder."
+    found = calibrate(predict_emotions(model, val, **how), val.emotions)
+    model.config.emotion_temperature = found["temperature"]
+    new = Path(folder)/"config.json.new"
+    model.config.to_json_file(new); new.replace(Path(folder)/"config.json")      # in one step: whoever is killed leaves a whole file
+    return found
+
 def finish_run(
     config, # `TrainConfig`
-    test,   # `SpeechDataset`
+    data,   # dict: split -> `SpeechDataset`
     past,   # from `history`
 ) -> dict:  # test metrics
-    "Test the best model and write results, summary, model card and `best_model.pt`; the first process does."
+    "Calibrate and test the best model and write results, summary, model card and `best_model.pt`; the first process does."
     together = PartialState(cpu=not torch.cuda.is_available())
     together.wait_for_everyone(); together.destroy_process_group()      # what follows is one process's work, however long it takes
     if not main_process(): return {}
-    folder = Path(config.save_dir)
+    folder, test = Path(config.save_dir), data["test"]
     model = load_checkpoint(folder/"best_model")
+    how = dict(batch_size=config.batch_size, device="cuda" if torch.cuda.is_available() else "cpu", amp=config.use_amp, num_workers=config.num_workers)
+    calibration = set_temperature(folder/"best_model", model, data["val"], **how) if model.ser else None
     save_pt(model, folder/"best_model.pt")
-    records = predict(model, test, config.batch_size, config.decode_method, "cuda" if torch.cuda.is_available() else "cpu",
-                      amp=config.use_amp, num_workers=config.num_workers, **decoder_options(config, model.processor.tokenizer))
+    records = predict(model, test, decode=config.decode_method, **how, **decoder_options(config, model.processor.tokenizer))
+    if calibration and (plain := confidence_metrics(uncalibrated(records, calibration["temperature"]))): calibration["test_ece_before"] = plain["ser/ece"]
     settings = dict(alphas=config.alphas, heads=config.tasks, ctc=config.ctc, backbone=config.backbone, backbone_path=config.backbone_path,
                     seed=config.seed, decoding={k: getattr(config, k) for k in ("decode_method", "beam_width", "top_k", "blank_skip", "lm_path", "lm_weight", "word_score")}, selected_by=past["metric"],
-                    best_epoch=past["best"]["epoch"], best_validation=past["best"][past["metric"]])
-    metrics = write_report(folder/"test", records, test.names, settings)
+                    best_epoch=past["best"]["epoch"], best_validation=past["best"][past["metric"]]) | (dict(calibration=calibration) if calibration else {})
+    metrics = write_report(folder/"test", records, test.names, settings, config.audio_base_path)
     (folder/"test_results.json").write_text(json.dumps(dict(metrics=metrics, settings=settings), indent=2) + "\n", encoding="utf-8")
     shutil.copy(folder/"test"/"summary.txt", folder/"results_summary.txt")
     (folder/"best_model"/"README.md").write_text(model_card(config, metrics, test), encoding="utf-8")

@@ -32,9 +32,13 @@ def test_train_evaluate_predict(corpus, tmp_path):
     run = tmp_path / "run"
     for name in ("best_model/model.safetensors", "best_model/tokenizer.model", "best_model/preprocessor_config.json", "best_model/README.md", "best_model.pt",
                  "training_history.json", "training_history.png", "test_results.json", "results_summary.txt", "train_config.json",
-                 "test/predictions.jsonl", "test/confusion_matrix.png"):
+                 "test/predictions.jsonl", "test/confusion_matrix.png", "test/calibration.png", "test/abstention.png", "test/report.html"):
         assert (run / name).is_file(), name
     assert "emotion UA" in done.stdout and str(run / "best_model") in done.stdout
+    page = (run / "test/report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png") == 3 and "http" not in page and "WER normalised" in page
+    assert json.loads((run / "best_model/config.json").read_text())["emotion_temperature"] == 1      # six validation rows are too few
+    assert "temperature 1, not fitted" in (run / "results_summary.txt").read_text()
     for checkpoint in (run / "best_model", run / "best_model.pt"):
         done = command("prosody_ser.evaluate", "--checkpoint_path", checkpoint, "--tokenizer_path", tmp_path / "tok.model", "--audio_base_path", corpus,
                        "--test_jsonl", corpus / "test.jsonl", "--device", "cpu", "--output_dir", tmp_path / "eval")
@@ -181,7 +185,7 @@ def test_users_commands_on_real_speech(tmp_path):
     done = command("prosody_ser.evaluate", "--checkpoint_path", run / "best_model", "--tokenizer_path", run / "tok.model", "--audio_base_path", data,
                    "--test_jsonl", data / "test.jsonl", "--device", "cpu", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert {p.name for p in (tmp_path / "eval_results").iterdir()} == {"test_metrics.json", "eval_config.json", "summary.txt", "predictions.jsonl", "confusion_matrix.png"}
+    assert {p.name for p in (tmp_path / "eval_results").iterdir()} == {"test_metrics.json", "eval_config.json", "summary.txt", "predictions.jsonl", "confusion_matrix.png", "calibration.png", "abstention.png", "report.html"}
 
 
 @needs(SHARED / "data/akan")
