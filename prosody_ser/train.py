@@ -54,6 +54,7 @@ def main(argv=None):
     "The command line."
     config = parse(TrainConfig, argv, "python -m prosody_ser.train")
     tell(lambda: train(config))
+    if int(os.environ.get("RANK", 0)): sys.stdout.flush(); sys.stderr.flush(); os._exit(0)   # threads of the process group can abort a Python that ends in order
 
 # %% ../nbs/12_train_command.ipynb #c007
 #| eval: false

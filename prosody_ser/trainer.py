@@ -11,6 +11,7 @@ __all__ = ['NEEDS', 'LEFT_BY_A_RUN', 'MAY_CHANGE', 'main_process', 'main_first',
            'model_card']
 
 # %% ../nbs/09_trainer.ipynb #c003
+import gc
 import json
 import os
 import shutil
@@ -526,6 +527,7 @@ def finish_run(
 ) -> dict:  # test metrics
     "Calibrate and test the best model and write results, summary, model card and `best_model.pt`; the first process does."
     together = PartialState(cpu=not torch.cuda.is_available())
+    gc.collect()                                                         # sharded weights that outlive the process group abort the process at its end
     together.wait_for_everyone(); together.destroy_process_group()      # what follows is one process's work, however long it takes
     if not main_process(): return {}
     folder, test = Path(config.save_dir), data["test"]
