@@ -2,6 +2,7 @@
 
     python benchmarks/startup.py
 """
+import argparse
 import statistics
 import subprocess
 import sys
@@ -11,6 +12,7 @@ WAITS = {"python": ["-c", "pass"], "import prosody_ser": ["-c", "import prosody_
          "prosody-ser --help": ["-m", "prosody_ser.cli", "--help"], "prosody_ser.train --help": ["-m", "prosody_ser.train", "--help"]}
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for name, argv in WAITS.items():
         times = []
         for _ in range(6):

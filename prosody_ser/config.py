@@ -151,6 +151,7 @@ class TrainConfig:
         check_settings(self); check_decoding(self)
         if self.select_by and self.select_by.split("/")[0] not in self.tasks:
             raise ConfigError(f"--select_by {self.select_by} needs the {self.select_by.split('/')[0]} head. Switch it on, or choose another metric.")
+        if self.backbone == "whisper" and self.max_seconds > 30: raise ConfigError(f"--max_seconds {self.max_seconds:g}: Whisper hears at most 30 s at a time. Give 30 or less; longer utterances are heard in chunks.")
         if self.feature_cache and not self.freeze_backbone: raise ConfigError("--feature_cache keeps what a frozen backbone says. Add --freeze_backbone, or leave the cache out.")
         if self.lora_rank and self.freeze_backbone: raise ConfigError("--lora_rank trains the backbone, --freeze_backbone does not. Choose one.")
         if self.run_ablation_study and self.tasks == ["ser"]:

@@ -411,17 +411,18 @@ class DurationBatches:
                  epoch=lambda: 0, # tells the epoch
                  world=1, rank=0, # processes, and which of them this is
                  times=None):     # int (N,): how often each row comes in an epoch; None: once
-        self.seed, self.epoch, self.world, self.rank = seed, epoch, world, rank
+        self.seed, self.epoch, self.world, self.rank, self.by_length = seed, epoch, world, rank, by_length
         self.seconds, limit = np.asarray(seconds, dtype=float), max_seconds or math.inf
         rows = np.repeat(np.arange(len(self.seconds)), 1 if times is None else times)
         self.windows, rest = [], rows[np.argsort(-self.seconds[rows], kind="stable")]  # (rows, batch size) each; longest first
         while len(rest):
             longest = max(self.seconds[rest[0]], 1e-3)
             size = max(1, int(min(batch_size, limit / longest)))
-            mixed = size == batch_size and not by_length
-            near, batch = (len(rest) if mixed else int((self.seconds[rest] >= longest / ratio).sum()) for ratio in (1.05, 1.15))
-            size = min(size, batch)                                                   # among the few longest ones a smaller batch
-            take = near if mixed else max(size, near // size * size)
+            if by_length:
+                near, batch = (int((self.seconds[rest] >= longest / ratio).sum()) for ratio in (1.05, 1.15))
+                size = min(size, batch)                                               # among the few longest ones a smaller batch
+                take = max(size, near // size * size)
+            else: take = len(rest) if size == batch_size else max(1, int((self.seconds[rest] > limit / (size + 1)).sum()))   # all that come in batches of this size
             self.windows.append((rest[:take], size)); rest = rest[take:]
 
     def __len__(self): return -(-sum(-(-len(rows) // size) for rows, size in self.windows) // self.world)
@@ -434,8 +435,14 @@ class DurationBatches:
         while len(batches) % self.world: self._split(batches)
         groups = [batches[i:i + self.world] for i in range(0, len(batches), self.world)]
         order = rng.permutation(len(groups)).tolist()
-        if self.epoch() == 0: order.insert(0, order.pop(order.index(0)))              # the longest first
+        if self.epoch() == 0: order.insert(0, order.pop(order.index(self._longest(groups))))   # the longest first
         for i in order: yield groups[i][self.rank]
+
+    def _longest(self, groups):
+        "Where the longest batch is: in front, unless rows of all lengths were mixed."
+        if self.by_length: return 0
+        top = self.seconds.argmax()
+        return next(i for i, group in enumerate(groups) if any(top in batch for batch in group))
 
     def _split(self, batches):
         "Halve the largest batch, so that every process gets equally many; a single row must come twice."

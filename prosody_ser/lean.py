@@ -17,6 +17,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .backbones import ENCODERS, TinyConfig, encoder_config
+from .config import ConfigError
 from .data import audio_path
 from .evaluation import by_seconds
 from .heads import level
@@ -155,16 +156,19 @@ def memory_estimate(
     lora_rank=0,        # of adapters; 0: none
     gradient_checkpointing=False, # compute activations twice
 ) -> dict:              # bytes of each kind, and their total
-    "Peak memory of a training step."
+    "Peak memory of a training step, with as many utterances as the default `--max_batch_seconds` lets into the batch."
+    if batch_size < 1 or seconds <= 0: raise ConfigError(f"a batch of {batch_size} utterances of {seconds:g} s: give at least one, and a length above 0.")
     layers, H, F, A, n, rate = backbone_size(backbone, backbone_path)
     heads = H * vocab_size + vocab_size + 6 * 128 * H
     adapters = lora_rank * layers * (10 * H + 2 * F)
     trained = heads + (0 if freeze_backbone else adapters if lora_rank else n)
-    frames, width = batch_size * seconds * rate, 2 if half else 4
-    layer, states = 8 * H + 2 * F + (0 if half else 3 * A * seconds * rate), (layers + 1) * H
+    rows, chunk = max(1, min(batch_size, int(10 * batch_size / seconds))), min(seconds, 30)      # longer ones are heard in chunks
+    frames, width = rows * seconds * rate, 2 if half else 4
+    alive = rows * chunk * rate if rows * seconds > 4 * chunk and seconds > chunk else frames   # of many chunks, those of one round
+    layer, states = 8 * H + 2 * F + (0 if half else 3 * A * chunk * rate), (layers + 1) * H
     kept = 0 if freeze_backbone else (layers * H + layer) if gradient_checkpointing else layers * layer
     parts = dict(weights=4 * (n + heads + adapters * bool(lora_rank)), copies=2 * (n + heads) if half else 0, gradients=4 * trained, optimizer=8 * trained,
-                 activations=frames * (width * kept + 4 * 2 * states + 4 * 12 * H))
+                 activations=alive * (width * kept + 4 * 2 * states) + frames * 4 * 12 * H)
     return {k: float(v) for k, v in parts.items()} | dict(total=float(sum(parts.values())))
 
 def memory_table(

@@ -483,6 +483,7 @@ def fit(
     with main_first(): checkpoint = last_checkpoint(config)
     if main_process(): save_config(config, Path(config.save_dir)/"train_config.json")
     trainer = build_trainer(config, model, data)
+    if checkpoint: say(f"going on from {checkpoint}")
     trainer.train(resume_from_checkpoint=checkpoint)
     log, metric = trainer.state.log_history, selection_metric(config)
     if trainer.is_world_process_zero(): write_history(config.save_dir, log, metric)
