@@ -528,7 +528,7 @@ def finish_run(
 ) -> dict:  # test metrics
     "Calibrate and test the best model and write results, summary, model card and `best_model.pt`; the first process does."
     together = PartialState(cpu=not torch.cuda.is_available())
-    gc.collect()                                                         # sharded weights that outlive the process group abort the process at its end
+    gc.collect()                                                         # sharded weights go before the process group that they talk through
     together.wait_for_everyone(); together.destroy_process_group()      # what follows is one process's work, however long it takes
     if not main_process(): return {}
     folder, test = Path(config.save_dir), data["test"]
