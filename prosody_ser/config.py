@@ -21,7 +21,7 @@ def _(default, help, **more):
 
 LOW = dict(vocab_size=6, batch_size=1, num_epochs=1, gradient_accumulation_steps=1, log_steps=1, prefetch_factor=1, ablation_epochs=1,
            ablation_seeds=1, beam_width=1, top_k=1, max_seconds=4, character_coverage=0.98, word_score=-math.inf)                      # the least value of a number; the others may be 0
-HIGH = dict(character_coverage=1.0, balanced_sampling=1.0, blank_skip=1.0, ctc_blank_threshold=0.99, warmup_ratio=0.99, head_dropout=0.99, whisper_tail_seconds=30)
+HIGH = dict(character_coverage=1.0, balanced_sampling=1.0, blank_skip=1.0, ctc_blank_threshold=0.99, warmup_ratio=0.99, head_dropout=0.99, whisper_tail_seconds=30, speed_perturb=0.5)
 
 class ConfigError(ValueError):
     "A setting that cannot work: the message names it, what is allowed and what to do."
@@ -126,11 +126,14 @@ class TrainConfig:
     freeze_backbone: bool = _(False, "train the heads only")
     feature_cache: str | None = _(None, "folder for the features of a frozen backbone, computed once (without SpecAugment) and shared by all runs")
     lora_rank: int = _(0, "train adapters of this rank in the backbone instead of its weights (they usually want a larger --backbone_lr, such as 1e-4); 0: the weights")
+    cpu_bf16: bool = _(False, "without a GPU: train in bf16 on a processor that has it (AVX-512 BF16 or AMX), about twice as fast for a pretrained backbone")
     torch_compile: bool = _(False, "compile the model with torch.compile; the first steps then take minutes")
     layer_mix: bool = _(True, "every head learns which layers to read; off: the last layer, as in Cai et al. 2021")
+    mix_lr: float | None = _(None, "learning rate of the layer mixes, a few numbers that have far to go; default: 50 times head_lr, at most 0.05")
     pooling: str = _("mean_std", "how the emotion head pools frames; mean is the paper's", choices=_POOLINGS)
     head_dropout: float = _(0.1, "dropout in the heads")
     spec_augment: bool = _(True, "mask stretches of time and frequency while training")
+    speed_perturb: float = _(0.0, "0.1: hear each training batch at 0.9, 1 or 1.1 times its speed (Ko et al. 2015), which helps where speakers are few; 0: off")
     whisper_tail_seconds: float = _(0.0, "silence that Whisper hears after each utterance; 30: its own padding")
     max_seconds: float = _(30.0, "longer utterances are heard in chunks of this length that overlap by 2 s; Whisper's limit is 30")
     ctc_reduction: str = _("mean", "how CTC losses of a batch are reduced; the paper's code sums", choices=_REDUCTIONS)
@@ -153,6 +156,9 @@ class TrainConfig:
             raise ConfigError(f"--select_by {self.select_by} needs the {self.select_by.split('/')[0]} head. Switch it on, or choose another metric.")
         if self.backbone == "whisper" and self.max_seconds > 30: raise ConfigError(f"--max_seconds {self.max_seconds:g}: Whisper hears at most 30 s at a time. Give 30 or less; longer utterances are heard in chunks.")
         if self.feature_cache and not self.freeze_backbone: raise ConfigError("--feature_cache keeps what a frozen backbone says. Add --freeze_backbone, or leave the cache out.")
+        if self.feature_cache and self.speed_perturb: raise ConfigError("--feature_cache keeps one hearing of each utterance, --speed_perturb wants several. Choose one.")
+        if self.cpu_bf16 and not self.use_amp: raise ConfigError("--cpu_bf16 asks for 16-bit arithmetic, --no_use_amp for none. Choose one.")
+        if self.mix_lr is not None and not self.layer_mix: raise ConfigError("--mix_lr is for the layer mixes, which --no_layer_mix leaves out. Choose one.")
         if self.lora_rank and self.freeze_backbone: raise ConfigError("--lora_rank trains the backbone, --freeze_backbone does not. Choose one.")
         if self.run_ablation_study and self.tasks == ["ser"]:
             raise ConfigError("--run_ablation_study weighs the auxiliary tasks, but only the emotion head is on. Switch on --use_alpha_asr or --use_alpha_prosody.")

@@ -6,8 +6,8 @@
 __all__ = ['SAMPLING_RATE', 'MIN_SECONDS', 'EMOTIONS', 'ManifestError', 'Utterance', 'RowProblem', 'read_rows', 'read_manifest',
            'write_manifest', 'decode_audio', 'load_audio', 'audio_path', 'load_utterance', 'check_audio',
            'emotion_names', 'emotion_ids', 'group_of', 'split_by_group', 'shared_groups', 'speaker_folds',
-           'rare_emotions', 'repeated_rows', 'describe', 'plot_utterance', 'SpeechDataset', 'class_repeats',
-           'DurationBatches', 'padding_waste']
+           'rare_emotions', 'repeated_rows', 'describe', 'plot_utterance', 'change_speed', 'SpeechDataset',
+           'class_repeats', 'DurationBatches', 'SpeedPerturbed', 'padding_waste']
 
 # %% ../nbs/00_data.ipynb #c003
 import codecs
@@ -367,6 +367,13 @@ def plot_utterance(
     return ax
 
 # %% ../nbs/00_data.ipynb #c046
+def change_speed(
+    audio, # float32 (S,), 16 kHz
+    speed, # 1.1: a tenth faster, and higher
+):         # float32 (S / speed,)
+    "Play audio faster or slower, as a tape would."
+    return audio if speed == 1 else soxr.resample(audio, SAMPLING_RATE, SAMPLING_RATE / speed).astype(np.float32)
+
 class SpeechDataset:
     "Utterances with their audio, as `torch.utils.data.DataLoader` wants them."
     def __init__(self,
@@ -380,9 +387,10 @@ class SpeechDataset:
 
     def __len__(self): return len(self.utterances)
 
-    def __getitem__(self, i):
+    def __getitem__(self, i):  # row, or (row, speed) from `SpeedPerturbed`
+        i, speed = i if isinstance(i, tuple) else (i, 1.0)
         u = self.utterances[i]
-        return dict(audio=load_utterance(u, self.audio_base_path), words=u.words, prosody=u.prosody_annotations,
+        return dict(audio=change_speed(load_utterance(u, self.audio_base_path), speed), words=u.words, prosody=u.prosody_annotations,
                     emotion=self.emotions[i], row=i)
 
 # %% ../nbs/00_data.ipynb #c049
@@ -449,6 +457,19 @@ class DurationBatches:
         i = max(range(len(batches)), key=lambda i: len(batches[i]))
         half = (len(batches[i]) + 1) // 2
         batches[i:i + 1] = [batches[i][:half], batches[i][half:] or batches[i]]
+
+class SpeedPerturbed:
+    "Batches of (row, speed): each batch slower, as it is, or faster, drawn anew every epoch."
+    def __init__(self,
+                 batches, # `DurationBatches`
+                 width):  # 0.1: speeds 0.9, 1 and 1.1
+        self.batches, self.speeds = batches, (1 - width, 1.0, 1 + width)
+
+    def __len__(self): return len(self.batches)
+
+    def __iter__(self):
+        rng = np.random.default_rng([self.batches.seed, self.batches.epoch(), 1])      # the same speed in all processes
+        for batch in self.batches: speed = float(rng.choice(self.speeds)); yield [(i, speed) for i in batch]
 
 def padding_waste(
     batches, # lists of row indices

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['NEEDS', 'LEFT_BY_A_RUN', 'MAY_CHANGE', 'main_process', 'main_first', 'give_back_memory', 'say', 'check_labels',
-           'load_splits', 'prepare_tokenizer', 'count_infeasible', 'MTLTrainer', 'KeepBest', 'aside', 'replace_folder',
-           'read_best', 'history', 'write_history', 'plot_history', 'Progress', 'precision', 'selection_metric',
-           'training_arguments', 'emotion_loss_options', 'build_model', 'build_trainer', 'is_whole', 'last_checkpoint',
-           'check_resume', 'with_features', 'fit', 'prepare', 'run_training', 'set_temperature', 'finish_run',
-           'model_card']
+           'load_splits', 'prepare_tokenizer', 'count_infeasible', 'part_of', 'MTLTrainer', 'KeepBest', 'aside',
+           'replace_folder', 'read_best', 'history', 'write_history', 'plot_history', 'Progress', 'precision',
+           'processor_has_bf16', 'check_bf16', 'selection_metric', 'training_arguments', 'emotion_loss_options',
+           'build_model', 'build_trainer', 'is_whole', 'last_checkpoint', 'check_resume', 'with_features', 'fit',
+           'prepare', 'run_training', 'set_temperature', 'finish_run', 'model_card']
 
 # %% ../nbs/09_trainer.ipynb #c003
 import gc
@@ -34,7 +34,7 @@ from .backbones import encoder_config, glibc
 from .calibration import calibrate
 from .config import ConfigError, TrainConfig, save_config
 from .ctc import frames_needed
-from .data import DurationBatches, ManifestError, SpeechDataset, check_audio, class_repeats, describe, emotion_names, read_manifest
+from .data import DurationBatches, ManifestError, SpeechDataset, SpeedPerturbed, check_audio, class_repeats, describe, emotion_names, read_manifest
 from .evaluation import (LOWER_IS_BETTER, by_seconds, confidence_metrics, ctc_advice, decoder_options, half_precision, metrics_table, predict, predict_emotions, read_out,
                                     score, to_records, uncalibrated, write_report)
 from .heads import class_weights, log_prior
@@ -118,6 +118,8 @@ def count_infeasible(
     return sum(frames_needed(tokenizer.encode_words(u.words)[0]) > s * frame_rate for u, s in zip(dataset.utterances, dataset.seconds) if u.words)
 
 # %% ../nbs/09_trainer.ipynb #c012
+def part_of(name) -> str: return "backbone" if name.startswith("backbone.") else "mix" if name.endswith("mix.weight") else "head"
+
 class MTLTrainer(Trainer):
     "Hugging Face's `Trainer` for three tasks at once."
     def __init__(self,
@@ -125,12 +127,15 @@ class MTLTrainer(Trainer):
                  args,    # `TrainingArguments`
                  train_dataset, # `SpeechDataset`
                  eval_dataset,  # `SpeechDataset`
-                 head_lr, # learning rate of everything but the backbone, whose rate is `args.learning_rate`
+                 head_lr, # learning rate of the heads; the backbone's is `args.learning_rate`
+                 mix_lr=None,            # of the layer mixes; None: `head_lr`
                  max_batch_seconds=None, # padded seconds in a batch, at most
                  by_length=True,         # batches of utterances of like length
                  times=None,             # int (N,): how often each training row comes in an epoch; None: once
+                 speed_perturb=0.0,      # width of the speeds that training batches are heard at
                  **kwargs):
-        self.head_lr, self.max_batch_seconds, self.by_length, self.times, self.task_losses = head_lr, max_batch_seconds, by_length, times, {}
+        self.rates = dict(backbone=args.learning_rate, mix=head_lr if mix_lr is None else mix_lr, head=head_lr)
+        self.max_batch_seconds, self.by_length, self.times, self.speed_perturb, self.task_losses = max_batch_seconds, by_length, times, speed_perturb, {}
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=model.processor,
                          data_collator=Collator(model.processor.tokenizer), compute_metrics=self._metrics, **kwargs)
         self.autocasts = self.is_fsdp_enabled and self.accelerator.mixed_precision != "no"
@@ -150,9 +155,10 @@ class MTLTrainer(Trainer):
 
     def get_train_dataloader(self):
         "Batches by duration; the epoch is read from the trainer's state, so that a resumed run goes on with the same ones."
-        return self._loader(self.train_dataset, DurationBatches(
-            self.train_dataset.seconds, self._train_batch_size, self.max_batch_seconds, self.by_length, self.args.seed,
-            lambda: int((self.state.epoch or 0) + 1e-6), self.args.world_size, self.args.process_index, self.times))
+        slowed = np.asarray(self.train_dataset.seconds) / (1 - self.speed_perturb)             # the limit is for the slowest
+        batches = DurationBatches(slowed, self._train_batch_size, self.max_batch_seconds, self.by_length, self.args.seed,
+                                  lambda: int((self.state.epoch or 0) + 1e-6), self.args.world_size, self.args.process_index, self.times)
+        return self._loader(self.train_dataset, SpeedPerturbed(batches, self.speed_perturb) if self.speed_perturb else batches)
 
     def get_eval_dataloader(self, eval_dataset=None):
         "Neighbours in length, equally large batches for all processes."
@@ -165,14 +171,13 @@ class MTLTrainer(Trainer):
         if self.args.should_save: self.model.save_pretrained(folder, state_dict=merged_state(self.model))
 
     def create_optimizer(self, model=None):
-        "AdamW with two learning rates; weight decay on matrices only."
+        "AdamW with the learning rates of `part_of`; weight decay on matrices only."
         if self.optimizer is None:
             groups = {}
             for name, p in self.model.named_parameters():
-                if p.requires_grad: groups.setdefault((name.startswith("backbone."), p.ndim >= 2), []).append(p)
-            self.optimizer = torch.optim.AdamW([
-                dict(params=ps, lr=self.args.learning_rate if backbone else self.head_lr, weight_decay=self.args.weight_decay if decay else 0.0)
-                for (backbone, decay), ps in groups.items()], fused=True)
+                if p.requires_grad: groups.setdefault((part_of(name), p.ndim >= 2), []).append(p)
+            self.optimizer = torch.optim.AdamW([dict(params=ps, lr=self.rates[part], part=part, weight_decay=self.args.weight_decay if decay else 0.0)
+                                                for (part, decay), ps in groups.items()], fused=True)
         return self.optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -190,7 +195,7 @@ class MTLTrainer(Trainer):
             means = torch.stack([torch.stack(v).nanmean() for v in self.task_losses.values()]) if self.task_losses else torch.zeros(0)
             if self.args.world_size > 1: torch.distributed.all_reduce(means); means /= self.args.world_size
             logs |= dict(zip(self.task_losses, means.tolist()))
-            logs["head_lr"] = self.optimizer.param_groups[-1]["lr"]
+            logs["head_lr"] = next(g["lr"] for g in self.optimizer.param_groups if g["part"] == "head")
             self.task_losses = {}
         super().log(logs, start_time)
 
@@ -334,13 +339,28 @@ class Progress(ProgressCallback):
 
 # %% ../nbs/09_trainer.ipynb #c021
 def precision(
-    use_amp, # what the user asked for
-) -> dict:   # bf16/fp16 arguments
-    "bf16 where the GPU has it, else fp16, else off with a word."
+    use_amp,  # what the user asked for
+    cpu_bf16=False, # likewise
+) -> dict:    # bf16/fp16 arguments
+    "bf16 where the GPU has it, else fp16, else off with a word. On a processor only where it is asked for."
+    if cpu_bf16: return dict(bf16=True)
     if not use_amp: return {}
     half = half_precision()
-    if half is None: say("use_amp: no GPU here, training in float32"); return {}
+    if half is None: say("use_amp: no GPU here, training in float32" + ("; this processor has bf16, try --cpu_bf16" if processor_has_bf16() else "")); return {}
     return dict(bf16=True) if half == torch.bfloat16 else dict(fp16=True)
+
+def processor_has_bf16() -> bool:
+    "Whether the processor multiplies bf16 itself; emulated it is slower than float32."
+    has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+def check_bf16(
+    config, # `TrainConfig`
+):
+    "Raise `ConfigError` where `cpu_bf16` could do nothing, or harm."
+    if not config.cpu_bf16: return
+    if torch.cuda.is_available(): raise ConfigError("--cpu_bf16: there is a GPU here, and --use_amp covers it. Leave --cpu_bf16 out.")
+    if not processor_has_bf16(): raise ConfigError("--cpu_bf16: this processor has no bf16 arithmetic (AVX-512 BF16 or AMX), it would be slower than float32. Leave --cpu_bf16 out.")
 
 def selection_metric(
     config, # `TrainConfig`
@@ -362,7 +382,7 @@ def training_arguments(
         gradient_accumulation_steps=config.gradient_accumulation_steps, num_train_epochs=config.num_epochs,
         learning_rate=config.backbone_lr, warmup_steps=config.warmup_ratio, lr_scheduler_type=config.lr_scheduler,
         weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm,
-        eval_strategy="epoch", save_strategy="no", save_total_limit=2, logging_steps=config.log_steps, **precision(config.use_amp),
+        eval_strategy="epoch", save_strategy="no", save_total_limit=2, logging_steps=config.log_steps, **precision(config.use_amp, config.cpu_bf16),
         dataloader_num_workers=workers, dataloader_pin_memory=config.pin_memory and torch.cuda.is_available(),
         dataloader_prefetch_factor=config.prefetch_factor if workers else None, dataloader_persistent_workers=workers > 0,
         torch_compile=config.torch_compile, report_to=["wandb"] if config.use_wandb else [], run_name=config.experiment_name, seed=config.seed,
@@ -406,9 +426,9 @@ def build_trainer(
 ) -> MTLTrainer:
     "A trainer with its callbacks."
     keep = KeepBest(config, selection_metric(config))
-    trainer = MTLTrainer(model, training_arguments(config), data["train"], data["val"], config.head_lr,
+    trainer = MTLTrainer(model, training_arguments(config), data["train"], data["val"], config.head_lr, min(50 * config.head_lr, 0.05) if config.mix_lr is None else config.mix_lr,
                          config.max_batch_seconds or 10 * config.batch_size, config.batching == "length",
-                         class_repeats(data["train"].emotions, config.balanced_sampling, config.seed) if config.balanced_sampling else None, callbacks=[keep])
+                         class_repeats(data["train"].emotions, config.balanced_sampling, config.seed) if config.balanced_sampling else None, config.speed_perturb, callbacks=[keep])
     keep.trainer, trainer.keep = trainer, keep
     if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2: raise ConfigError("FSDP's first version is not supported: say fsdp_version: 2 in the configuration, as examples/hpc/fsdp.yaml does.")
     if trainer.is_fsdp_enabled and config.lora_rank: raise ConfigError("--lora_rank and FSDP do not go together: adapters could not be merged. LoRA fits without sharding; leave the FSDP configuration out.")
@@ -444,7 +464,7 @@ def last_checkpoint(
     return None
 
 MAY_CHANGE = {"num_epochs", "early_stopping_patience", "checkpoint_interval", "checkpoint_steps", "eval_steps", "log_steps", "use_wandb", "wandb_project", "experiment_name",
-              "use_amp", "num_workers", "pin_memory", "prefetch_factor", "decode_method", "beam_width", "top_k", "blank_skip", "lm_path", "lm_weight", "word_score", "resume", "retrain_tokenizer", "save_dir", "audio_base_path"}
+              "use_amp", "cpu_bf16", "num_workers", "pin_memory", "prefetch_factor", "decode_method", "beam_width", "top_k", "blank_skip", "lm_path", "lm_weight", "word_score", "resume", "retrain_tokenizer", "save_dir", "audio_base_path"}
 
 def check_resume(
     config, # `TrainConfig` with `resume`
@@ -478,7 +498,8 @@ def fit(
     "Train a fresh model and keep the best on validation in `save_dir/best_model`."
     model = build_model(config, data["train"], tokenizer)
     if model.asr and (n := count_infeasible(data["train"], tokenizer, model.backbone.frame_rate)):
-        say(f"{n} of {len(data['train'])} training transcripts have more tokens than frames and cannot train CTC. A larger --vocab_size gives fewer tokens.")
+        say(f"{n} of {len(data['train'])} training transcripts have more tokens than frames and cannot train CTC. A larger --vocab_size gives fewer tokens; "
+            f"prosody-ser audit {config.train_jsonl} --audio_base_path {config.audio_base_path} --tokenizer_path {config.tokenizer_path} --frame_rate {model.backbone.frame_rate:g} lists them.")
     if config.feature_cache: data = data | with_features(config, model, {s: data[s] for s in ("train", "val")})
     with main_first(): checkpoint = last_checkpoint(config)
     if main_process(): save_config(config, Path(config.save_dir)/"train_config.json")
@@ -495,7 +516,7 @@ def prepare(
 ):          # dict: split -> `SpeechDataset`, and the tokenizer
     "All that can fail for reasons a user can mend, in the order of its cost, before anything is written."
     if not config.run_ablation_study: check_resume(config)         # a study goes on by itself
-    encoder_config(config.backbone, config.backbone_path)
+    check_bf16(config); encoder_config(config.backbone, config.backbone_path)
     if config.lm_path: WordLM(config.lm_path, [])
     data = load_splits(config)
     with main_first(): return data, prepare_tokenizer(config, data["train"].utterances)

@@ -50,7 +50,8 @@ ACTS = dict(
     ctc_reduction="sum", batch_size=3, num_epochs=2, gradient_accumulation_steps=3, backbone_lr=1e-4, head_lr=1e-4, warmup_ratio=0.9,
     checkpoint_interval=1, eval_steps=1, log_steps=3, vocab_size=25, tokenizer_type="char", freeze_backbone=True, layer_mix=False, pooling="mean",
     head_dropout=0.5, spec_augment=False, prosody_pos_weight=3.0, whisper_tail_seconds=1.0, lr_scheduler="cosine", weight_decay=0.5, max_grad_norm=1e-4, seed=1,
-    batching="random", max_batch_seconds=2.0, checkpoint_steps=1, lora_rank=2)
+    batching="random", max_batch_seconds=2.0, checkpoint_steps=1, lora_rank=2,
+    mix_lr=1e-4, speed_perturb=0.2)
 
 
 @pytest.mark.parametrize("name", ACTS)
