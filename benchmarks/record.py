@@ -1,23 +1,29 @@
 """The real-data record: leave one speaker out, what the auxiliary tasks are worth, frozen and fine-tuned, beside ComParE + SVM on the same folds.
 
-    python benchmarks/record.py --data EMODB --backbones whisper-tiny=PATH whisper-base=PATH
+    python benchmarks/record.py --data EMODB --backbones whisper-base=PATH whisper-tiny=PATH --publish nbs/results/record.json
 
-Each row of the table is one `prosody-ser crossval` (8 folds on the Berlin corpus cut at 2 s); finished runs are read, so it can
-be broken off and gone on with. Scores are pooled over all speakers, each heard only by the model that was not trained on it; the
-interval is drawn over speakers. `pip install opensmile` adds the row of openSMILE's ComParE 2016 functionals (6,373) with a
-linear support vector machine, its C chosen on each fold's validation speaker.
+Each row is one `prosody-ser crossval` (8 folds on the Berlin corpus cut at 2 s); finished runs are read, so it can be broken off and
+gone on with, and rows that no run has been made for are left out (--read_only makes none). Scores are pooled over all speakers, each
+heard only by the model that was not trained on it; intervals and differences are drawn over speakers. `pip install 'prosody-ser[record]'`
+adds the row of openSMILE's ComParE 2016 functionals (6,373) with a linear support vector machine, its C chosen on each fold's
+validation speaker. --publish writes the figures that the page `nbs/results.ipynb` draws.
 """
 import argparse
+import datetime
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
-RECIPE = dict(backbone="whisper", vocab_size=200, backbone_lr=5e-5, head_lr=1e-3, gradient_accumulation_steps=1, ctc_blank_penalty=0, num_workers=0,
-              checkpoint_interval=0, decode_method="greedy")
-WAYS = {"frozen": dict(freeze_backbone=True, num_epochs=30), "fine-tuned": dict(num_epochs=8)}
-TASKS = {"SER": ["ser"], "SER + ASR": ["ser", "asr"], "SER + prosody": ["ser", "prosody"], "all three": ["ser", "asr", "prosody"]}
+RECIPE = dict(backbone="whisper", vocab_size=200, head_lr=1e-3, gradient_accumulation_steps=1, ctc_blank_penalty=0, num_workers=0, checkpoint_interval=0,
+              decode_method="greedy", early_stopping_patience=0)
+WAYS = {"frozen": dict(freeze_backbone=True, num_epochs=20), "fine-tuned": dict(num_epochs=12, backbone_lr=1e-5, speed_perturb=0.15)}
+TASKS = {"SER": ["ser"], "all three": ["ser", "asr", "prosody"], "SER + ASR": ["ser", "asr"], "SER + prosody": ["ser", "prosody"]}
+IMBALANCE = {"class weights": dict(class_weights="balanced"), "logit adjustment 1": dict(logit_adjustment=1.0), "focal loss 2": dict(focal_gamma=2.0),
+             "balanced sampling": dict(balanced_sampling=1.0)}
+SHOWN = "ser/ua", "ser/wa", "ser/macro_f1", "asr/wer", "prosody/f1"
 
 
 def flags(settings: dict):
@@ -32,12 +38,15 @@ def corpus(data: Path, out: Path):
     return out/"all.jsonl"
 
 
-def crossval(folder: Path, settings: dict, seeds: int):
-    "One study in a process of its own: its pooled predictions"
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder/"log.txt", "a") as log:
-        subprocess.run([sys.executable, "-c", "from prosody_ser.cli import main; main()", "crossval", *flags(settings | dict(save_dir=folder, seeds=seeds))], stdout=log, stderr=log, check=True)
-    return [json.loads(line) for line in open(folder/"crossval_predictions.jsonl", encoding="utf-8")]
+def crossval(folder: Path, settings: dict, seeds: int, read_only: bool):
+    "One study in a process of its own: its pooled predictions; None where it has not been made"
+    pooled = folder/"crossval_predictions.jsonl"
+    if read_only and not pooled.exists(): return None
+    if not read_only:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder/"log.txt", "a") as log:
+            subprocess.run([sys.executable, "-c", "from prosody_ser.cli import main; main()", "crossval", *flags(settings | dict(save_dir=folder, seeds=seeds))], stdout=log, stderr=log, check=True)
+    return [json.loads(line) for line in open(pooled, encoding="utf-8")]
 
 
 def compare_svm(data: Path, folds: list):
@@ -59,22 +68,24 @@ def compare_svm(data: Path, folds: list):
         for s, us in rows.items(): x[s], y[s] = np.nan_to_num(np.stack([features(u) for u in us])), [u.emotion for u in us]
         def learn(c): return make_pipeline(StandardScaler(), LinearSVC(C=c, random_state=0, max_iter=20_000)).fit(x["train"], y["train"])
         best = max((learn(c) for c in (1e-5, 1e-4, 1e-3, 1e-2)), key=lambda m: recall_score(y["val"], m.predict(x["val"]), average="macro", zero_division=0))
-        records += [dict(emotion=str(u.emotion), predicted_emotion=str(p), speaker=u.speaker, group=group_of(u)) for u, p in zip(rows["test"], best.predict(x["test"]))]
+        records += [dict(id=u.id or u.audio_filepath, seed=0, emotion=str(u.emotion), predicted_emotion=str(p), speaker=u.speaker, group=group_of(u)) for u, p in zip(rows["test"], best.predict(x["test"]))]
     return records
 
 
-def line(name: str, records: list, seeds: list):
-    "A row of the table: mean and deviation over seeds, the interval over speakers of the first"
+def figures(records: list, seeds: int):
+    "Mean and deviation over seeds of each score, its floor, and its interval over speakers, all seeds drawn together"
     import numpy as np
     from prosody_ser.evaluation import intervals, score
-    scores = [score([r for r in records if r.get("seed", 0) == s]) for s in seeds]
-    low_high, _ = intervals([r for r in records if r.get("seed", 0) == seeds[0]])
-    def cell(k):
-        if k not in scores[0]: return ""
-        values = [m[k] for m in scores]
-        deviation = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
-        return f"{np.mean(values):.3f}{deviation} ({low_high[k + '_low']:.2f} to {low_high[k + '_high']:.2f})"
-    return f"| {name} | " + " | ".join(cell(k) for k in ("ser/ua", "ser/wa", "asr/wer", "prosody/f1")) + " |"
+    scores, (ends, _) = [score([r for r in records if r.get("seed", 0) == s]) for s in range(seeds)], intervals(records)
+    return {k: dict(mean=float(np.mean([m[k] for m in scores])), sd=float(np.std([m[k] for m in scores], ddof=1)) if seeds > 1 else None, low=ends[f"{k}_low"], high=ends[f"{k}_high"],
+                    floor=scores[0][f"{k}_floor"]) for k in SHOWN if k in scores[0]}
+
+
+def against(records: list, others: list):
+    "The differences in emotion scores from another row, drawn together over speakers"
+    from prosody_ser.evaluation import difference
+    found = difference(records, others)
+    return {k: dict(mean=found[k], low=found[f"{k}_low"], high=found[f"{k}_high"]) for k in SHOWN[:3]}
 
 
 def main():
@@ -82,27 +93,51 @@ def main():
     parser.add_argument("--data", type=Path, required=True, help="folder of the Berlin corpus: audio, train.jsonl, val.jsonl, test.jsonl with a speaker in each row")
     parser.add_argument("--backbones", nargs="+", required=True, metavar="NAME=PATH", help="pretrained Whisper encoders")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--imbalance", action="store_true", help="also the corrections for rare emotions: frozen, emotion only")
+    parser.add_argument("--cpu_bf16", action="store_true", help="fine-tune in bf16 on a processor that has it; half the time")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("runs/record"), help="folder of the runs and of record.md")
+    parser.add_argument("--read_only", action="store_true", help="train nothing, sum up what is finished")
+    parser.add_argument("--out", type=Path, default=Path("runs/record"), help="folder of the runs")
+    parser.add_argument("--publish", type=Path, metavar="JSON", help="write the figures there")
     args = parser.parse_args()
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     args.out.mkdir(parents=True, exist_ok=True)
     base = RECIPE | dict(manifests=corpus(args.data, args.out), audio_base_path=args.data, emotion_names="emodb")
-    lines = ["| model | UA (95 % over speakers) | WA | WER | prominence F1 |", "|---|---|---|---|---|"]
-    def tell(text): lines.append(text); print(text, flush=True); (args.out/"record.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines), flush=True)
-    try: import opensmile
-    except ImportError: print("(opensmile is not installed: no row for ComParE + SVM)", flush=True)
-    else:
-        from prosody_ser.crossval import make_folds
-        tell(line("ComParE + linear SVM", compare_svm(args.data, make_folds([args.out/"all.jsonl"], args.out/"folds")), [0]))
+    rows = []
+    def tell(records, others, **what):
+        first = [r for r in records if r.get("seed", 0) == 0]
+        row = what | dict(scores=figures(records, 1 if what["way"] == "svm" else args.seeds),
+                          against={name: against(first if name == "ComParE" else records, o) for name, o in others.items() if o})
+        rows.append(row)
+        told = {"UA": row["scores"]["ser/ua"]} | {f"less {name}": a["ser/ua"] for name, a in row["against"].items()}
+        print(f"{what['backbone']}, {what['way']}, {what['tasks']}: " + ", ".join(f"{k} {v['mean']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for k, v in told.items()), flush=True)
+    svm = args.out/"compare_svm.jsonl"
+    if not svm.exists() and not args.read_only:
+        try: import opensmile
+        except ImportError: print("(opensmile is not installed: no row for ComParE + SVM)", flush=True)
+        else:
+            from prosody_ser.crossval import make_folds
+            svm.write_text("".join(json.dumps(r) + "\n" for r in compare_svm(args.data, make_folds([args.out/"all.jsonl"], args.out/"folds"))), encoding="utf-8")
+    compare = [json.loads(line) for line in open(svm, encoding="utf-8")] if svm.exists() else None
+    if compare: tell(compare, {}, backbone="ComParE", way="svm", tasks="SER")
     for name, path in (b.split("=", 1) for b in args.backbones):
         for way in args.ways:
-            for tasks, heads in TASKS.items():
-                settings = base | WAYS[way] | dict(backbone_path=path) | {f"use_alpha_{t}": True for t in heads}
-                if way == "frozen": settings["feature_cache"] = args.out/"cache"
-                folder = args.out/f"{name}-{way}-{'-'.join(heads)}"
-                tell(line(f"{name}, {way}, {tasks}", crossval(folder, settings, args.seeds), list(range(args.seeds))))
+            more = dict(feature_cache=args.out/"cache") if way == "frozen" else dict(cpu_bf16=True) if args.cpu_bf16 else {}
+            settings, alone = base | WAYS[way] | more | dict(backbone_path=path), None
+            variants = [(t, {f"use_alpha_{h}": True for h in TASKS[t]}) for t in args.tasks]
+            if args.imbalance and way == "frozen": variants += [(f"SER, {n}", dict(use_alpha_ser=True) | o) for n, o in IMBALANCE.items()]
+            for tasks, overrides in variants:
+                folder = args.out/f"{name} {way} {tasks}".replace(" + ", "+").replace(", ", "-").replace(" ", "_")
+                records = crossval(folder, settings | overrides, args.seeds, args.read_only)
+                if records: tell(records, {"SER": alone, "ComParE": compare}, backbone=name, way=way, tasks=tasks)
+                if tasks == "SER": alone = records
+    if args.publish:
+        import torch
+        about = dict(date=datetime.date.today().isoformat(), seeds=args.seeds, torch=torch.__version__, machine=f"{os.cpu_count()} cores, {platform.machine()}", cpu_bf16=args.cpu_bf16,
+                     recipe={k: v for k, v in RECIPE.items()}, ways=WAYS)
+        args.publish.parent.mkdir(parents=True, exist_ok=True)
+        args.publish.write_text(json.dumps(dict(about=about, rows=rows), indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@
 __all__ = ['DECODERS', 'RATES', 'RESAMPLES', 'SHOWN', 'LOWER_IS_BETTER', 'SHOWN_ERRORS', 'TOLD', 'decoder_options', 'read_out',
            'to_records', 'half_precision', 'by_seconds', 'predict', 'predict_emotions', 'constant_floor', 'ser_metrics',
            'answered', 'confidences', 'confidence_metrics', 'normalise', 'edit_counts', 'rate_counts', 'asr_metrics',
-           'ctc_health', 'ctc_advice', 'prosody_metrics', 'score', 'intervals', 'drawn_from', 'metrics_rows',
-           'metrics_table', 'class_rows', 'class_table', 'plot_confusion', 'worst_errors', 'calibration_note',
-           'uncalibrated', 'notes', 'summary', 'transcript_rows', 'draw_figures', 'write_report']
+           'ctc_health', 'ctc_advice', 'prosody_metrics', 'score', 'intervals', 'difference', 'drawn_from',
+           'metrics_rows', 'metrics_table', 'class_rows', 'class_table', 'plot_confusion', 'worst_errors',
+           'calibration_note', 'uncalibrated', 'notes', 'summary', 'transcript_rows', 'draw_figures', 'write_report']
 
 # %% ../nbs/07_evaluation.ipynb #c003
 import json
@@ -309,6 +309,16 @@ def _prosody_draws(records, owner, resamples, seed):
     counts = np.stack([marks * said, marks * ~said, (1 - marks) * said, (1 - marks) * ~said], 1)                    # (M, 4)
     return prosody_from_counts(drawn_sums(counts, of_word, resamples, seed)) | {"prosody/roc_auc": drawn_auc(marks, p, of_word, resamples, seed)}
 
+def _drawn(records, resamples, seed):
+    "For each task with labels: what was drawn, and its scores in each drawn set, (resamples,) a metric."
+    tasks = dict(ser=(answered(records), _ser_draws), asr=([r for r in records if r.get("text")], _asr_draws), prosody=([r for r in records if r.get("prosody_annotations")], _prosody_draws))
+    for task, (rows, draw) in tasks.items():
+        if rows: owner, what = clusters(rows); yield task, what | dict(resamples=resamples, seed=seed), draw(rows, owner, resamples, seed)
+
+def _middle(key, values):
+    "Both ends of the middle 95 %; nothing where no drawn set has the score."
+    return dict(zip((f"{key}_low", f"{key}_high"), np.nanpercentile(np.where(np.isfinite(values), values, np.nan), [2.5, 97.5]).tolist())) if np.isfinite(values).any() else {}
+
 def intervals(
     records,             # from `predict` or `to_records`
     resamples=RESAMPLES, # sets that are drawn
@@ -316,14 +326,25 @@ def intervals(
 ):                       # dict of `KEY_low` and `KEY_high`; dict: task -> what was drawn
     "95 % bootstrap intervals of the scores; a task without a labelled row is left out."
     scores, about = {}, {}
-    tasks = dict(ser=(answered(records), _ser_draws), asr=([r for r in records if r.get("text")], _asr_draws), prosody=([r for r in records if r.get("prosody_annotations")], _prosody_draws))
-    for task, (rows, draw) in tasks.items():
-        if not rows: continue
-        owner, what = clusters(rows)
-        for k, values in draw(rows, owner, resamples, seed).items():
-            if np.isfinite(values).any(): scores |= dict(zip((f"{k}_low", f"{k}_high"), np.nanpercentile(np.where(np.isfinite(values), values, np.nan), [2.5, 97.5]).tolist()))
-        about[task] = what | dict(resamples=resamples, seed=seed)
+    for task, what, draws in _drawn(records, resamples, seed):
+        about[task] = what
+        for k, values in draws.items(): scores |= _middle(k, values)
     return scores, about
+
+def difference(
+    records,             # of one model, from `predict` or predictions.jsonl
+    others,              # of another one, on the same utterances
+    resamples=RESAMPLES, # sets that are drawn
+    seed=0,              # of the draws
+) -> dict:               # KEY, KEY_low, KEY_high of each score that both have
+    "Scores of the first less those of the second, with 95 % intervals: both are scored on the same drawn sets, so that what is hard for both cancels."
+    key = lambda r: (str(r["id"]), r.get("seed", 0))
+    records, others = sorted(records, key=key), sorted(others, key=key)
+    if list(map(key, records)) != list(map(key, others)): raise ValueError(f"the two sets of predictions ({len(records)} and {len(others)}) are not of the same utterances; compare models on one test set.")
+    mine, theirs = score(records), score(others)
+    draws, counter = ({k: v for _, _, d in _drawn(rs, resamples, seed) for k, v in d.items()} for rs in (records, others))
+    both = [k for k in draws if k in counter]
+    return {key: value for k in both for key, value in ({k: mine[k] - theirs[k]} | _middle(k, draws[k] - counter[k])).items()}
 
 def drawn_from(
     about, # from `intervals`
@@ -333,7 +354,7 @@ def drawn_from(
     for task, a in about.items(): same.setdefault(f"{a['resamples']} resamples of {a['groups']} {a['by'].replace(' or ', 's or ')}s" + (f" ({a['note']})" if "note" in a else ""), []).append(task)
     return "95 % intervals: " + "; ".join(f"{', '.join(tasks)} by {text}" for text, tasks in same.items())
 
-# %% ../nbs/07_evaluation.ipynb #c030
+# %% ../nbs/07_evaluation.ipynb #c032
 SHOWN = {"ser/wa": "emotion WA", "ser/ua": "emotion UA", "ser/macro_f1": "emotion macro-F1", "asr/wer": "WER", "asr/cer": "CER", "asr/wer_normalised": "WER normalised", "asr/cer_normalised": "CER normalised",
          "prosody/f1": "prominence F1", "prosody/accuracy": "prominence accuracy", "prosody/roc_auc": "prominence ROC-AUC"}
 LOWER_IS_BETTER = {"asr/wer", "asr/cer", "asr/wer_normalised", "asr/cer_normalised", "ser/ece", "ser/aurc"}
@@ -374,7 +395,7 @@ def class_table(
     width = max(12, *map(len, names)) + 2
     return "\n".join(f"{n:{width}}{p:>9}{r:>8}{f:>8}{s:>12}" for n, p, r, f, s in [head, *rows])
 
-# %% ../nbs/07_evaluation.ipynb #c031
+# %% ../nbs/07_evaluation.ipynb #c033
 def plot_confusion(
     records, # from `predict`
     names,   # emotion classes
@@ -395,7 +416,7 @@ def plot_confusion(
     ax.set(xlabel="predicted", ylabel="true"); ax.set_title(f"UA {m['ser/ua']:.2f} (floor {m['ser/ua_floor']:.2f}), {len(truth)} utterances" if m else "no emotion to compare", fontsize=10)
     return ax
 
-# %% ../nbs/07_evaluation.ipynb #c036
+# %% ../nbs/07_evaluation.ipynb #c038
 SHOWN_ERRORS = 12
 
 def worst_errors(
@@ -429,7 +450,7 @@ def uncalibrated(
         return {k: v / sum(raised.values()) for k, v in raised.items()}
     return [r | dict(probabilities=one(r["probabilities"])) if "probabilities" in r else r for r in records]
 
-# %% ../nbs/07_evaluation.ipynb #c038
+# %% ../nbs/07_evaluation.ipynb #c040
 TOLD = {"intervals", "calibration"}       # settings that `notes` puts in words
 
 def notes(
