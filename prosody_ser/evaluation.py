@@ -7,8 +7,9 @@ __all__ = ['DECODERS', 'RATES', 'RESAMPLES', 'SHOWN', 'LOWER_IS_BETTER', 'SHOWN_
            'to_records', 'half_precision', 'by_seconds', 'predict', 'predict_emotions', 'constant_floor', 'ser_metrics',
            'answered', 'confidences', 'confidence_metrics', 'normalise', 'edit_counts', 'rate_counts', 'asr_metrics',
            'ctc_health', 'ctc_advice', 'prosody_metrics', 'score', 'intervals', 'difference', 'drawn_from',
-           'metrics_rows', 'metrics_table', 'class_rows', 'class_table', 'plot_confusion', 'worst_errors',
-           'calibration_note', 'uncalibrated', 'notes', 'summary', 'transcript_rows', 'draw_figures', 'write_report']
+           'metrics_rows', 'metrics_table', 'class_rows', 'class_table', 'plot_confusion', 'read_predictions',
+           'compare', 'worst_errors', 'calibration_note', 'uncalibrated', 'notes', 'summary', 'transcript_rows',
+           'draw_figures', 'write_report']
 
 # %% ../nbs/07_evaluation.ipynb #c003
 import json
@@ -416,7 +417,28 @@ def plot_confusion(
     ax.set(xlabel="predicted", ylabel="true"); ax.set_title(f"UA {m['ser/ua']:.2f} (floor {m['ser/ua_floor']:.2f}), {len(truth)} utterances" if m else "no emotion to compare", fontsize=10)
     return ax
 
-# %% ../nbs/07_evaluation.ipynb #c038
+# %% ../nbs/07_evaluation.ipynb #c036
+def read_predictions(
+    path, # predictions.jsonl, or the folder of a run, an evaluation or a cross-validation that holds it
+) -> list[dict]:
+    "The predictions that a run has left. Raises `FileNotFoundError`."
+    path = Path(path)
+    places = [path] if path.is_file() else [path/p for p in ("test/predictions.jsonl", "predictions.jsonl", "crossval_predictions.jsonl")]
+    found = next((p for p in places if p.is_file()), None)
+    if found is None: raise FileNotFoundError(f"{path}: no predictions there. Name a predictions.jsonl, or the folder of a finished run, evaluation or cross-validation.")
+    return [json.loads(line) for line in found.read_text(encoding="utf-8").splitlines()]
+
+def compare(
+    first,  # predictions, from `read_predictions`
+    second, # those of another model on the same utterances
+) -> str:
+    "Two models side by side, as a Markdown table with the differences and their intervals."
+    one, two, less = score(first), score(second), difference(first, second)
+    told = lambda k: "" if less[f"{k}_low"] <= 0 <= less[f"{k}_high"] else "the first is better" if (less[k] > 0) != (k in LOWER_IS_BETTER) else "the second is better"
+    rows = [f"| {name} | {one[k]:.3f} | {two[k]:.3f} | {less[k]:+.3f} | {less[f'{k}_low']:+.3f} to {less[f'{k}_high']:+.3f} | {told(k)} |" for k, name in SHOWN.items() if f"{k}_low" in less]
+    return "\n".join(["| | first | second | difference | 95 % interval | |", "|---|---|---|---|---|---|", *rows])
+
+# %% ../nbs/07_evaluation.ipynb #c041
 SHOWN_ERRORS = 12
 
 def worst_errors(
@@ -450,7 +472,7 @@ def uncalibrated(
         return {k: v / sum(raised.values()) for k, v in raised.items()}
     return [r | dict(probabilities=one(r["probabilities"])) if "probabilities" in r else r for r in records]
 
-# %% ../nbs/07_evaluation.ipynb #c040
+# %% ../nbs/07_evaluation.ipynb #c043
 TOLD = {"intervals", "calibration"}       # settings that `notes` puts in words
 
 def notes(
