@@ -1,5 +1,5 @@
 """Fails for a notebook that is over 200 KB, holds an error, was committed without having been run, or mixes imports with work
-in a cell that is not exported (building the documentation executes every cell with an import)."""
+in a cell that is not exported (building the documentation executes every cell with an import, but for those marked eval: false)."""
 import ast
 import json
 import sys
@@ -23,7 +23,7 @@ def problems(path):
     if any(o["output_type"] == "error" for c in code for o in c["outputs"]):
         yield "an output is an error"
     sources = ["".join(c["source"]) for c in code]
-    if any("#| export" in s for s in sources) and (bad := [s for s in sources if "#| export" not in s and mixed(s)]):
+    if any("#| export" in s for s in sources) and (bad := [s for s in sources if "#| export" not in s and "#| eval: false" not in s and mixed(s)]):
         yield f"imports and work in one cell: {bad[0].splitlines()[-1][:60]!r}"
     if any("print(" in "".join(c["source"]) for c in code) and not any(c["outputs"] for c in code):
         yield "it prints, but holds no output: run it before committing"

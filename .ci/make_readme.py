@@ -23,7 +23,8 @@ def readme():
     """The whole text: the notebook's title and `>` subtitle stay as they are."""
     cells = json.loads((ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))["cells"]
     note = "<!-- made from nbs/index.ipynb by .ci/make_readme.py: edit the notebook -->"
-    return "\n\n".join([note] + [t.strip() for t in map(cell_text, cells) if t.strip()]) + "\n"
+    text = "\n\n".join([note] + [t.strip() for t in map(cell_text, cells) if t.strip()]) + "\n"
+    return text.replace("](images/", "](nbs/images/")          # pictures lie beside the notebooks
 
 
 if __name__ == "__main__":

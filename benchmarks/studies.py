@@ -4,7 +4,9 @@
     python benchmarks/studies.py alignment --data EMODB --backbone_path WHISPER_TINY  # where a word's frames come from
     python benchmarks/studies.py batching --data EMODB --backbone_path WHISPER_TINY   # batches of like length, or random ones
     python benchmarks/studies.py imbalance --data EMODB --backbone_path WHISPER_TINY  # corrections for rare emotions
+    python benchmarks/studies.py weights --data EMODB --backbone_path WHISPER_TINY    # weights of the losses: fixed, the best of an alpha study, learned
     python benchmarks/studies.py demo_alignment                                       # the same on the demo corpus
+    python benchmarks/studies.py demo_weights
     python benchmarks/studies.py demo_blank                                           # the blank penalty on the demo corpus
 
 Each run is a training of its own in --out; finished runs are read, not repeated, so a study can be broken off and
@@ -23,6 +25,7 @@ EMODB = dict(emotion_names="emodb", backbone="whisper", vocab_size=200, num_epoc
 DEMO = dict(backbone="tiny", tokenizer_type="char", vocab_size=80, num_epochs=14, gradient_accumulation_steps=1, backbone_lr=2e-3, head_lr=2e-3, alpha_asr=2,
             alpha_prosody=1, ctc_blank_penalty=0, ctc_entropy_weight=0, num_workers=0, early_stopping_patience=0, checkpoint_interval=0, log_steps=20)
 CHAR = dict(tokenizer_type="char")
+TENTH, STUDY, LEARNED = dict(alpha_asr=0.1, alpha_prosody=0.1), dict(run_ablation_study=True), dict(alpha_mode="uncertainty")
 STUDIES = {  # study -> recipe, {variant: its overrides}, metrics of the table
     "layers": (EMODB, {"frozen, last layer": dict(freeze_backbone=True, no_layer_mix=True), "frozen, mix": dict(freeze_backbone=True),
                        "fine-tuned, last layer": dict(no_layer_mix=True), "fine-tuned, mix": {}}, ["ser/ua", "asr/wer", "prosody/f1"]),
@@ -33,6 +36,10 @@ STUDIES = {  # study -> recipe, {variant: its overrides}, metrics of the table
     "demo_batching": (DEMO, {b: dict(batching=b) for b in ("length", "random")}, ["ser/ua", "asr/wer", "prosody/f1"]),
     "imbalance": (EMODB, {"cross entropy": {}, "class weights": dict(class_weights="balanced"), "logit adjustment 1": dict(logit_adjustment=1.0),
                           "focal loss 2": dict(focal_gamma=2.0), "balanced sampling": dict(balanced_sampling=1.0)}, ["ser/ua", "ser/wa", "ser/macro_f1"]),
+    "weights": (EMODB, {"fixed, 0.1": TENTH, "best of the study": STUDY, "learned, from 0.1": TENTH | LEARNED, "learned, from 1": dict(alpha_asr=1, alpha_prosody=1) | LEARNED},
+                ["ser/ua", "asr/wer", "prosody/f1"]),
+    "demo_weights": (DEMO, {"fixed, 0.1": TENTH, "fixed, 2 and 1": {}, "best of the study": STUDY, "learned, from 0.1": TENTH | LEARNED, "learned, from 2 and 1": LEARNED},
+                     ["ser/ua", "asr/wer", "prosody/f1"]),
     "demo_alignment": (DEMO, {"even split": dict(prosody_alignment="uniform"), "ctc": {}}, ["prosody/f1", "prosody/roc_auc"]),
     "demo_blank": (DEMO, {f"blank penalty {p}": dict(ctc_blank_penalty=p) for p in (0, 50)}, ["asr/wer", "asr/cer", "ser/ua"]),
 }
@@ -66,6 +73,7 @@ def main():
     parser.add_argument("--backbone_path", help="hub id or folder of the pretrained backbone")
     parser.add_argument("--out", type=Path, default=Path("runs/studies"), help="folder of the runs")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--num_epochs", type=int, help="epochs of each training, to try a study out; default: the recipe's. Give an --out of its own: finished runs are read")
     args = parser.parse_args()
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     recipe, variants, metrics = STUDIES[args.study]
@@ -73,6 +81,7 @@ def main():
         from prosody_ser.corpus import make_demo_corpus
         make_demo_corpus(args.out/"demo_corpus"); args.data = args.out/"demo_corpus"
     recipe = recipe | dict(audio_base_path=args.data) | {f"{s}_jsonl": args.data/f"{s}.jsonl" for s in ("train", "val", "test")}
+    if args.num_epochs: recipe |= dict(num_epochs=args.num_epochs, ablation_epochs=args.num_epochs)
     if args.backbone_path: recipe |= dict(backbone_path=args.backbone_path)
     print("| variant | " + " | ".join(f"{m}, {s}" for s in ("validation", "test") for m in metrics) + " |\n" + "|---" * (1 + 2 * len(metrics)) + "|", flush=True)
     for name, overrides in variants.items():

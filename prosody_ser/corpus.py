@@ -7,7 +7,7 @@ __all__ = ['GRAMMAR', 'EMOTION_STYLES', 'VOICES', 'LEVEL', 'NOISE', 'VERSION', '
            'draw_prosody', 'plan_split', 'espeak_paths', 'Synthesiser', 'to_ssml', 'speech_span', 'speaker_gain',
            'finish', 'speak_plan', 'run_child', 'read_parameters', 'write_split', 'publish', 'make_demo_corpus']
 
-# %% ../nbs/01_corpus.ipynb #c003
+# %% ../nbs/01_corpus.ipynb #c005
 import ctypes
 import hashlib
 import importlib.util
@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from .data import SAMPLING_RATE, Utterance, write_manifest
 
-# %% ../nbs/01_corpus.ipynb #c006
+# %% ../nbs/01_corpus.ipynb #c008
 GRAMMAR = {  # per language: eSpeak's voice; who may act; verb -> (its objects, its adverbs); the word that joins two objects
     "twi": {
         "voice": "sw",
@@ -58,7 +58,7 @@ def draw_sentence(
     when = [rng.choice(adverbs)] if rng.random() < 0.6 else []
     return rng.choice(g["who"]).split() + [verb] + what + when
 
-# %% ../nbs/01_corpus.ipynb #c009
+# %% ../nbs/01_corpus.ipynb #c011
 EMOTION_STYLES = {
     "neutral": {"pitch": 38, "range": 30, "rate": 160, "volume": 1.00, "effort": 0.0,  "slope": 0,   "shake": 1},
     "anger":   {"pitch": 50, "range": 60, "rate": 200, "volume": 1.60, "effort": 0.9,  "slope": -18, "shake": 3},
@@ -73,7 +73,7 @@ VOICES = {  # eSpeak's voice variants are the speakers; near-duplicates among it
     "val": ["f1", "aunty", "Storm", "Gene2"],
     "test": ["f3", "Annie", "Andy", "edward", "pablo", "miguel"]}
 
-# %% ../nbs/01_corpus.ipynb #c012
+# %% ../nbs/01_corpus.ipynb #c014
 def draw_prominence(
     n,    # number of words
     rng,  # `random.Random`
@@ -107,7 +107,7 @@ def draw_prosody(
     return {"rate": round(style["rate"] * speaker["rate"] * math.exp(rng.gauss(0, 0.04))),
             "range": round(max(0, style["range"] + rng.gauss(0, 5))), "effort": style["effort"] + rng.gauss(0, 0.1), "tags": tags}
 
-# %% ../nbs/01_corpus.ipynb #c014
+# %% ../nbs/01_corpus.ipynb #c016
 def plan_split(
     split,  # "train", "val" or "test"
     n,      # number of utterances
@@ -130,7 +130,7 @@ def plan_split(
                      **draw_prosody(marks, emotions[e], speakers[voices[v]], rng)})
     return rows
 
-# %% ../nbs/01_corpus.ipynb #c018
+# %% ../nbs/01_corpus.ipynb #c020
 class _EventId(ctypes.Union):
     _fields_ = [("number", ctypes.c_int), ("name", ctypes.c_char_p), ("string", ctypes.c_char * 8)]
 
@@ -143,7 +143,7 @@ _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 _WORD, _SYNCHRONOUS, _DONT_EXIT, _UTF8, _SSML = 1, 2, 0x8000, 0x1, 0x10
 _RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4
 
-# %% ../nbs/01_corpus.ipynb #c019
+# %% ../nbs/01_corpus.ipynb #c021
 def espeak_paths():
     "Where the eSpeak NG library and its data folder lie. Raises ImportError without the extra."
     if importlib.util.find_spec("espeakng_loader") is None:
@@ -194,7 +194,7 @@ class Synthesiser:
         self.lib.espeak_Synth(text, len(text) + 1, 0, 1, 0, _UTF8 | _SSML, None, None)
         return np.concatenate(self.chunks).astype(np.float32) / 32768, self.starts
 
-# %% ../nbs/01_corpus.ipynb #c023
+# %% ../nbs/01_corpus.ipynb #c025
 def to_ssml(
     words,  # the words
     tags,   # (pitch, rate in %, volume) for each
@@ -204,7 +204,7 @@ def to_ssml(
     return "<speak>" + " ".join(f'<prosody pitch="{p}" rate="{r}%" volume="{v}">{w}</prosody>'
                                 for w, (p, r, v) in zip(spoken, tags, strict=True)) + "</speak>"
 
-# %% ../nbs/01_corpus.ipynb #c026
+# %% ../nbs/01_corpus.ipynb #c028
 LEVEL, NOISE = 0.025, 0.0002   # rms of a speaker's neutral sentence; rms of the noise
 
 def speech_span(
@@ -242,7 +242,7 @@ def finish(
     times = [[round(s + lead / SAMPLING_RATE, 3), round(e + lead / SAMPLING_RATE, 3)] for s, e in zip(edges, edges[1:])]
     return np.clip(out, -1, 1), times
 
-# %% ../nbs/01_corpus.ipynb #c030
+# %% ../nbs/01_corpus.ipynb #c032
 def speak_plan(
     folder,  # holds plan.jsonl; audio/*.wav is written here
 ):
@@ -280,7 +280,7 @@ def run_child(
             raise RuntimeError(f"The demo corpus could not be spoken:\n{errors.read()[-2000:]}")
     return times
 
-# %% ../nbs/01_corpus.ipynb #c032
+# %% ../nbs/01_corpus.ipynb #c034
 VERSION = 1   # raise it when the same plan no longer gives the same audio
 
 def read_parameters(

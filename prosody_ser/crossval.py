@@ -9,15 +9,16 @@ __all__ = ['make_folds', 'given_folds', 'fold_runs', 'run_fold', 'spread', 'gath
 # %% ../nbs/10b_crossval.ipynb #c003
 import json
 import os
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from .config import ConfigError, save_config
+from .config import ConfigError, same_run, save_config
 from .data import ManifestError, group_of, read_manifest, repeated_rows, speaker_folds, write_manifest
 from .evaluation import SHOWN, plot_confusion, score
 from .tokenizer import TokenizerError
+from .tracking import grouped
 from .trainer import is_whole, run_training
 
 # %% ../nbs/10b_crossval.ipynb #c006
@@ -60,7 +61,7 @@ def fold_runs(
         for seed in range(config.seed, config.seed + seeds):
             folder = Path(config.save_dir)/f"fold_{fold.name}"/f"seed_{seed}"
             manifests = {f"{s}_jsonl": str(fold/f"{s}.jsonl") for s in ("train", "val", "test")}
-            runs.append((int(fold.name), replace(config, **manifests, save_dir=str(folder), tokenizer_path=str(folder/"tok.model"), seed=seed)))
+            runs.append((int(fold.name), grouped(replace(config, **manifests, save_dir=str(folder), tokenizer_path=str(folder/"tok.model"), seed=seed), config)))
     return runs
 
 def run_fold(
@@ -69,7 +70,7 @@ def run_fold(
 ) -> dict:
     "Train and test one fold, go on with it, or read its result where it is finished with the same settings."
     folder, settings = Path(run.save_dir), Path(run.save_dir)/"train_config.json"
-    same = settings.exists() and json.loads(settings.read_text(encoding="utf-8")) | dict(resume=False) == asdict(run)
+    same = same_run(run, settings)
     if not (same and (folder/"test_results.json").exists()):
         if (folder/"test_results.json").exists(): (folder/"test_results.json").unlink()
         run_training(replace(run, resume=same and any(map(is_whole, folder.glob("checkpoint-*")))))

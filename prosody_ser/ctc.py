@@ -7,14 +7,14 @@ __all__ = ['frames_needed', 'infeasible', 'processes', 'shared', 'dense_ctc', 'c
            'HeadLogits', 'blank_stats', 'greedy_decode', 'beam_decode', 'forced_align', 'align_logits',
            'label_emissions', 'word_spans', 'uniform_spans']
 
-# %% ../nbs/05_ctc.ipynb #c002
+# %% ../nbs/05_ctc.ipynb #c004
 import math
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-# %% ../nbs/05_ctc.ipynb #c008
+# %% ../nbs/05_ctc.ipynb #c010
 def _frame_mask(
     lengths:torch.Tensor, # valid frames (B,)
     T:int, # frames in the batch
@@ -38,7 +38,7 @@ def infeasible(
     repeats = (targets[:, 1:] == targets[:, :-1]) & inside[:, 1:]           # (B, L-1)
     return frame_lengths < target_lengths + repeats.sum(1)
 
-# %% ../nbs/05_ctc.ipynb #c011
+# %% ../nbs/05_ctc.ipynb #c013
 def processes()->int:
     "How many processes train together; 1 while nothing is learned"
     on = torch.distributed.is_available() and torch.distributed.is_initialized() and torch.is_grad_enabled()
@@ -101,7 +101,7 @@ def _total(
     loss = terms['ctc'] + sum(w * terms[name] for name, w in weights.items() if w)
     return {'loss': loss.to(dtype), **{k: v.detach().to(dtype) for k, v in terms.items()}, 'infeasible': infeasible.sum() * processes()}
 
-# %% ../nbs/05_ctc.ipynb #c013
+# %% ../nbs/05_ctc.ipynb #c015
 def _check(
     hidden:torch.Tensor, # (B, T, H)
     weight:torch.Tensor, # (V, H)
@@ -134,7 +134,7 @@ def _widen(
     for x in tensors: dtype = torch.promote_types(dtype, x.dtype)
     return [x.to(dtype) for x in tensors]
 
-# %% ../nbs/05_ctc.ipynb #c015
+# %% ../nbs/05_ctc.ipynb #c017
 def dense_ctc(
     hidden:torch.Tensor, # (B, T, H), any float dtype
     weight:torch.Tensor, # (V, H)
@@ -165,7 +165,7 @@ def dense_ctc(
         return _total(terms, logp.dtype, infeasible(frame_lengths, targets, target_lengths), entropy=entropy_weight,
                       blank_penalty=blank_penalty, label_smoothing=label_smoothing, confidence=confidence_penalty)
 
-# %% ../nbs/05_ctc.ipynb #c023
+# %% ../nbs/05_ctc.ipynb #c025
 def _frame_stats(
     h:torch.Tensor, # valid frames (N, H)
     weight:torch.Tensor, # (V, H)
@@ -208,7 +208,7 @@ def _frame_stats_backward(
         db += dz.sum(0)
     return dh, dw, db
 
-# %% ../nbs/05_ctc.ipynb #c025
+# %% ../nbs/05_ctc.ipynb #c027
 class _Head(torch.autograd.Function):
     "The linear layer: chosen columns, mean logit, log-normaliser and entropy of each frame"
     @staticmethod
@@ -237,7 +237,7 @@ class _Head(torch.autograd.Function):
             db += g_mean.sum() / len(weight)
         return d_hidden, dw, db, None, None, None
 
-# %% ../nbs/05_ctc.ipynb #c028
+# %% ../nbs/05_ctc.ipynb #c030
 def compact_nll(
     label_logp:torch.Tensor, # log-posterior of each target token (B, T, L)
     blank_logp:torch.Tensor, # log-posterior of the blank (B, T)
@@ -254,7 +254,7 @@ def compact_nll(
     m = (logp.exp() * counted[..., None]).sum((1, 2))                       # (B,)
     return nll - (m - m.detach())
 
-# %% ../nbs/05_ctc.ipynb #c030
+# %% ../nbs/05_ctc.ipynb #c032
 class _LongCTC(torch.autograd.Function):
     "Negative log-likelihood of one feasible utterance, a segment of frames at a time, in float64"
     @staticmethod
@@ -311,7 +311,7 @@ class _LongCTC(torch.autograd.Function):
             db.index_add_(0, ids, columns.sum(0))
         return dh, dw, db, grad.to(lse.dtype).expand_as(lse), None, None, None
 
-# %% ../nbs/05_ctc.ipynb #c033
+# %% ../nbs/05_ctc.ipynb #c035
 def _long_nll(
     hidden:torch.Tensor, # (B, T, H)
     weight:torch.Tensor, # (V, H)
@@ -361,7 +361,7 @@ def regularised_ctc(
         return _total(terms, hidden.dtype, infeasible(frame_lengths, targets, target_lengths), entropy=entropy_weight,
                       blank_penalty=blank_penalty, label_smoothing=label_smoothing, confidence=confidence_penalty)
 
-# %% ../nbs/05_ctc.ipynb #c052
+# %% ../nbs/05_ctc.ipynb #c054
 class Logits:
     "Logits that are at hand"
     def __init__(self, values:torch.Tensor): self.values, self.shape = values, values.shape  # (B, T, V)
@@ -400,7 +400,7 @@ class HeadLogits:
 
 def _logits(x): return Logits(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x) if isinstance(x, torch.Tensor) else x
 
-# %% ../nbs/05_ctc.ipynb #c055
+# %% ../nbs/05_ctc.ipynb #c057
 @torch.no_grad()
 def blank_stats(
     logits, # (B, T, V), not normalised: a tensor, `Logits` or `HeadLogits`
@@ -414,7 +414,7 @@ def blank_stats(
     posterior, wins = (logits.column(blank) - lse).exp(), best[..., 0] == blank                 # (B, T), (B, T)
     return {'posterior': posterior.masked_fill(~mask, 0).sum(1) / n, 'argmax': (wins & mask).sum(1) / n}
 
-# %% ../nbs/05_ctc.ipynb #c058
+# %% ../nbs/05_ctc.ipynb #c060
 @torch.no_grad()
 def greedy_decode(
     logits, # (B, T, V): a tensor, `Logits` or `HeadLogits`
@@ -428,7 +428,7 @@ def greedy_decode(
     keep = new & (best != blank) & _frame_mask(lengths, best.shape[1])
     return [row[k].tolist() for row, k in zip(best.cpu(), keep.cpu())]
 
-# %% ../nbs/05_ctc.ipynb #c061
+# %% ../nbs/05_ctc.ipynb #c063
 _HASH = 6364136223846793005  # odd, so that int64 overflow keeps hashes apart
 
 def _beam_step(
@@ -466,7 +466,7 @@ def _beam_step(
              torch.where(stays, before, before * _HASH + new + 1))
     return state, beam, torch.where(stays, -1, new)
 
-# %% ../nbs/05_ctc.ipynb #c063
+# %% ../nbs/05_ctc.ipynb #c065
 def _merge_blanks(
     logits, # `Logits` or `HeadLogits`
     mask:torch.Tensor, # valid frames (B, T)
@@ -553,7 +553,7 @@ def _trace_back(
         out.append(ids[::-1])
     return out
 
-# %% ../nbs/05_ctc.ipynb #c072
+# %% ../nbs/05_ctc.ipynb #c074
 def _viterbi(
     label:torch.Tensor, # score of each token (B, T, L), any in the padding
     blank:torch.Tensor, # score of the blank (B, T)
@@ -625,7 +625,7 @@ def align_logits(
     columns = targets.clamp(min=0)[:, None].expand(-1, logits.shape[1], -1)  # (B, T, L)
     return forced_align(logits.gather(2, columns), logits[..., blank], frame_lengths, targets, target_lengths)
 
-# %% ../nbs/05_ctc.ipynb #c073
+# %% ../nbs/05_ctc.ipynb #c075
 def label_emissions(
     hidden:torch.Tensor, # (B, T, H), any float dtype
     weight:torch.Tensor, # (V, H)
@@ -640,7 +640,7 @@ def label_emissions(
         columns = hidden @ weight[ids].mT + bias[ids][:, None]              # (B, T, 1+L)
     return columns[..., 1:], columns[..., 0]
 
-# %% ../nbs/05_ctc.ipynb #c079
+# %% ../nbs/05_ctc.ipynb #c081
 def word_spans(
     token_spans:torch.Tensor, # (B, L, 2) from `forced_align`
     token_word:torch.Tensor, # word index of each token, padded with -100 (B, L)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['pick_device', 'Predictor']
 
-# %% ../nbs/11_inference.ipynb #c003
+# %% ../nbs/11_inference.ipynb #c005
 import sys
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from .data import MIN_SECONDS, SAMPLING_RATE, Utterance, load_audio, plot_uttera
 from .evaluation import DECODERS
 from .model import load_checkpoint
 
-# %% ../nbs/11_inference.ipynb #c005
+# %% ../nbs/11_inference.ipynb #c007
 def pick_device(
     wanted, # cuda or cpu
 ) -> str:

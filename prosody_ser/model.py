@@ -9,12 +9,14 @@ __all__ = ['TASKS', 'CTC_OPTIONS', 'EXTRACTORS', 'USABLE_NATS', 'USABLE_TOKENS',
 
 # %% ../nbs/06_model.ipynb #c003
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel, SeamlessM4TFeatureExtractor,
                           Wav2Vec2FeatureExtractor, WhisperFeatureExtractor)
 from transformers.utils import ModelOutput, cached_file
@@ -38,6 +40,7 @@ class ProsodySERConfig(PretrainedConfig):
                  feature_extractor=None, # dict: configuration of its feature extractor
                  tasks=TASKS,            # heads that exist
                  alphas=None,            # dict: weight of each task's loss
+                 alpha_mode="fixed",     # uncertainty: the weights start there and are learned
                  vocab_size=4000,        # V, pieces of the tokenizer
                  blank_id=4,             # CTC's blank
                  ctc=None,               # dict: weights of the regularisers and `reduction`, see `CTC_OPTIONS`
@@ -54,7 +57,7 @@ class ProsodySERConfig(PretrainedConfig):
                  **kwargs):
         self.backbone, self.encoder, self.feature_extractor = backbone, encoder, feature_extractor
         self.tasks = [t for t in TASKS if t in tasks]
-        self.alphas = {"ser": 1.0, "asr": 0.1, "prosody": 0.1} | (alphas or {})
+        self.alphas, self.alpha_mode = {"ser": 1.0, "asr": 0.1, "prosody": 0.1} | (alphas or {}), alpha_mode
         self.vocab_size, self.blank_id, self.ctc = vocab_size, blank_id, CTC_OPTIONS | (ctc or {})
         self.layer_mix, self.pooling, self.head_dropout, self.ser = layer_mix, pooling, head_dropout, ser or {}
         self.prosody_alignment, self.prosody_pos_weight = prosody_alignment, prosody_pos_weight
@@ -183,7 +186,10 @@ class ProsodySER(PreTrainedModel):
         self.ser = SERHead(*size, config.num_labels, config.pooling, **options) if "ser" in config.tasks else None
         self.asr = CTCHead(*size, config.vocab_size, **options) if "asr" in config.tasks else None
         self.prosody = ProsodyHead(*size, **options) if "prosody" in config.tasks else None
+        learned = config.alpha_mode == "uncertainty"
+        self.log_variances = nn.Parameter(torch.tensor([-math.log(config.alphas[t]) for t in config.tasks])) if learned else None     # s of each task
         self.register_buffer("asr_nats", torch.tensor(float("inf")))      # running mean of CTC's loss per token
+        self.heard = None                                                 # a list: collects the backbone's hidden states, see `gradient_shares`
         self.processor = None                                             # set by `create_model` and `load_checkpoint`
         self.post_init()
 
@@ -199,6 +205,9 @@ class ProsodySER(PreTrainedModel):
 
     def mixes(self, states):  # L+1 x (B, T, H) -> one (B, T, H) a head
         "What each head reads of the layers."
+        if self.heard is not None:
+            states = [s.view_as(s) for s in states]                             # what is handed out, apart from what the next layer reads
+            self.heard.extend(s for s in states if s.requires_grad)
         states = level(states) if self.config.layer_mix else states
         return [head.mix(states) for head in (self.ser, self.asr, self.prosody) if head]
 
@@ -269,11 +278,25 @@ class ProsodySER(PreTrainedModel):
             total = F.binary_cross_entropy_with_logits(out.prosody_logits[labelled].float(), prosody[labelled].float(), pos_weight=weight, reduction="sum")
             out.prosody_loss = total / shared(labelled.sum())[0]
 
+    @property
+    def alphas(self):
+        "The weight of each task's loss: a number, or a tensor where it is learned."
+        if self.log_variances is None: return {t: self.config.alphas[t] for t in self.config.tasks}
+        return dict(zip(self.config.tasks, (-self.log_variances).exp()))
+
+    def _labelled(self, losses):
+        "Tasks that have a label in this batch, on any process: 1 or 0 each."
+        found = torch.stack([(losses[t].detach() != 0).float() if t in losses else self.log_variances.new_zeros(()) for t in self.config.tasks])
+        if processes() > 1: torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+        return found
+
     def _weigh(self, out, read):
         "The weighted sum. Every head is touched at every step, as data-parallel training needs."
-        losses = {"ser": out.ser_loss, "asr": out.asr_loss, "prosody": out.prosody_loss}
-        loss = sum(self.config.alphas[t] * v for t, v in losses.items() if v is not None and self.config.alphas[t])
-        heads = [p.flatten()[0] for h in (self.ser, self.asr, self.prosody) if h for p in h.parameters()]
+        losses, alphas = {t: v for t in self.config.tasks if (v := getattr(out, f"{t}_loss")) is not None}, self.alphas
+        learned = self.log_variances is not None
+        loss = sum(alphas[t] * v for t, v in losses.items() if learned or alphas[t])
+        if learned: loss = loss + (self._labelled(losses) * self.log_variances).sum() / 2
+        heads = [p.flatten()[0] for h in (self.ser, self.asr, self.prosody) if h for p in h.parameters()] + ([self.log_variances.sum()] if learned else [])
         masked = [p.flatten()[0] for n, p in self.backbone.named_parameters() if n.endswith("masked_spec_embed")]     # used in some steps only
         return loss + 0.0 * (sum(heads) + sum(masked) + sum(r.flatten()[0] for r in read.values())).float()
 
@@ -301,7 +324,7 @@ def _settings(extractor):
     "A feature extractor's settings as plain JSON."
     return json.loads(extractor.to_json_string())
 
-# %% ../nbs/06_model.ipynb #c030
+# %% ../nbs/06_model.ipynb #c033
 class CheckpointError(ValueError):
     "A checkpoint cannot be loaded: the message says why and what to do."
 

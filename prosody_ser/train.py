@@ -9,7 +9,7 @@ __all__ = ['quiet', 'tell', 'train', 'where', 'main']
 import os
 import sys
 
-from .config import ConfigError, TrainConfig, parse
+from .config import ConfigError, TrainConfig, TrainingError, parse
 
 # %% ../nbs/12_train_command.ipynb #c006
 def quiet():
@@ -30,7 +30,7 @@ def tell(
     from prosody_ser.model import CheckpointError
     from prosody_ser.tokenizer import TokenizerError
     try: return job()
-    except (BackboneError, ManifestError, CheckpointError, TokenizerError, ConfigError, LMError, OSError, ImportError) as e:
+    except (BackboneError, ManifestError, CheckpointError, TokenizerError, ConfigError, TrainingError, LMError, OSError, ImportError) as e:
         sys.exit(f"error: {e}")
 
 def train(
@@ -47,7 +47,7 @@ def train(
 def where(folder) -> str:
     "The files of a run that a reader wants first."
     files = {"model": "best_model", "summary": "results_summary.txt", "report": "test/report.html", "predictions": "test/predictions.jsonl", "confusion matrix": "test/confusion_matrix.png",
-             "curves": "training_history.png", "study": "ablation.png"}
+             "curves": "training_history.png", "study": "ablation_table.md", "study, drawn": "ablation.png"}
     return "\n".join(f"{name:18}{os.path.join(folder, file)}" for name, file in files.items() if os.path.exists(os.path.join(folder, file)))
 
 def main(argv=None):

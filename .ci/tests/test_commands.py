@@ -132,23 +132,42 @@ def test_resume(corpus, tmp_path):
     assert [e["epoch"] for e in history["val"]] == [1, 2] and len(history["train"]) == 6
 
 
-def test_wandb_offline(corpus, tmp_path):
-    """--use_wandb writes an offline run that holds the losses and scores."""
-    import os
-    env = os.environ | dict(WANDB_MODE="offline", WANDB_DIR=str(tmp_path), WANDB_SILENT="true")
-    done = train(corpus, tmp_path, "--use_wandb", "--wandb_project", "proj-x", "--experiment_name", "name-y", cwd=tmp_path, env=env)
-    assert done.returncode == 0, done.stderr[-2000:]
-    saved = b"".join(p.read_bytes() for p in tmp_path.glob("wandb/offline-run-*/*.wandb"))
-    for text in (b"proj-x", b"name-y", b"ser/loss", b"eval/ser/macro_f1"):
-        assert text in saved, text
-
-
 def test_ablation_command(corpus, tmp_path):
     """The study trains each alpha and the final model."""
     done = train(corpus, tmp_path, "--run_ablation_study", "--ablation_alphas", "0", "0.5", "--ablation_epochs", "1")
     assert done.returncode == 0, done.stderr[-2000:]
     study = json.loads((tmp_path / "run/ablation_results.json").read_text())
     assert [r["alpha"] for r in study["table"]] == [0.0, 0.5] and (tmp_path / "run/ablation.png").is_file()
+
+
+def test_ablation_goes_on(corpus, tmp_path):
+    """The subcommand, over both weights: a run that diverged is recorded, the study ends, and started again it repeats that run alone."""
+    def study(*more):
+        argv = ["--audio_base_path", corpus, *manifests(corpus), "--tokenizer_path", tmp_path / "tok.model", "--save_dir", tmp_path / "run", *TINY]
+        return command("prosody_ser.cli", "ablation", *argv, "--ablation_mode", "grid", "--ablation_alphas", *more, "--ablation_epochs", "1", "--max_grad_norm", "0")
+    done = study("0", "1e36", "--head_lr", "1")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "2 of 4 runs failed" in done.stdout or "3 of 4 runs failed" in done.stdout, done.stdout
+    first = json.loads((tmp_path / "run/ablation_results.json").read_text())
+    assert (first["mode"], set(first["best"])) == ("grid", {"alpha_asr", "alpha_prosody"}) and all("not a finite number" in r["error"] for r in first["failed"])
+    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "run/ablation").rglob("best_model/model.safetensors")}
+    assert study("0", "1e36", "--head_lr", "1").returncode == 0
+    assert kept and all(p.stat().st_mtime_ns == t for p, t in kept.items())
+    done = study("1e36", "--head_lr", "1")
+    assert done.returncode == 1 and "all 1 runs of the study failed" in done.stderr and "Traceback" not in done.stderr, done.stderr[-2000:]
+
+
+def test_learned_weights(corpus, tmp_path):
+    """They are in the results, the history and the checkpoint, and evaluation loads it."""
+    done = train(corpus, tmp_path, "--alpha_mode", "uncertainty", "--grad_share_steps", "1")
+    assert done.returncode == 0, done.stderr[-2000:]
+    settings = json.loads((tmp_path / "run/test_results.json").read_text())["settings"]
+    assert settings["alphas"] == dict(ser=1.0, asr=0.1, prosody=0.1) and set(settings["learned_alphas"]) == {"ser", "asr", "prosody"} and settings["learned_alphas"] != settings["alphas"]
+    assert "learned_alphas" in (tmp_path / "run/results_summary.txt").read_text() and "learned from there" in (tmp_path / "run/best_model/README.md").read_text()
+    assert all({"asr/alpha", "asr/grad_share", "asr/grad_cosine"} <= e.keys() for e in json.loads((tmp_path / "run/training_history.json").read_text())["train"])
+    done = command("prosody_ser.evaluate", "--checkpoint_path", tmp_path / "run/best_model.pt", "--tokenizer_path", tmp_path / "tok.model", "--audio_base_path", corpus,
+                   "--test_jsonl", corpus / "test.jsonl", "--device", "cpu", "--output_dir", tmp_path / "eval")
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_papermill(tmp_path):

@@ -56,10 +56,12 @@ def same(one, two):
         assert (v - two[1][k]).abs().max() < 1e-4, k
 
 
-def test_two_processes_learn_what_one_does(corpus, uneven, tmp_path):
-    """Same global batches, labels missing on either side: six steps, the same losses, scores and weights; one log, one set of files."""
-    one, two = (launch(corpus, uneven, tmp_path / str(n), n) for n in (1, 2))
+@pytest.mark.parametrize("mode", ["fixed", "uncertainty"])
+def test_two_processes_learn_what_one_does(corpus, uneven, tmp_path, mode):
+    """Same global batches, labels missing on either side: six steps, the same losses, shares of the gradient, scores and weights; one log, one set of files."""
+    one, two = (launch(corpus, uneven, tmp_path / str(n), n, "--alpha_mode", mode, "--grad_share_steps", 1) for n in (1, 2))
     same(one, two)
+    assert all("asr/grad_share" in e and ("asr/alpha" in e) == (mode == "uncertainty") for e in one[0]["train"])
     assert len(one[0]["train"]) == 6 and one[2].count("tokenizer:") == two[2].count("tokenizer:") == 1
     names = lambda n: sorted(p.relative_to(tmp_path / str(n)).as_posix() for p in (tmp_path / str(n)).rglob("*") if p.is_file())
     assert names(1) == names(2)
@@ -75,10 +77,11 @@ def test_accelerate_launch(corpus, uneven, tmp_path):
 
 def test_sharded_weights(corpus, uneven, tmp_path):
     """FSDP2: each process holds half of every weight, gradient and moment, and they learn what one process does; in 16 bits too, to their precision."""
-    sharded, steps = [ROOT / ".ci/tests/fsdp_on_cpu.py"], ("--checkpoint_steps", 2)
+    sharded, steps = [ROOT / ".ci/tests/fsdp_on_cpu.py"], ("--checkpoint_steps", 2, "--grad_share_steps", 0, "--alpha_mode", "uncertainty")
     one, two = launch(corpus, uneven, tmp_path / "1", 1, *steps), launch(corpus, uneven, tmp_path / "2", 2, *steps, program=sharded)
     same(one, two)
-    half = launch(corpus, uneven, tmp_path / "half", 2, program=[*sharded, "--bf16"])
+    half = launch(corpus, uneven, tmp_path / "half", 2, "--alpha_mode", "uncertainty", program=[*sharded, "--bf16"])
+    assert not any("ser/grad_share" in e for e in half[0]["train"])                  # no share is measured there
     for a, b in zip(one[0]["train"], half[0]["train"]):
         assert [a[f"{t}/loss"] for t in ("ser", "asr", "prosody")] == pytest.approx([b[f"{t}/loss"] for t in ("ser", "asr", "prosody")], rel=0.03, abs=0.05, nan_ok=True)
     assert (tmp_path / "2/checkpoint-4").is_dir()                # the last one, two steps before the end

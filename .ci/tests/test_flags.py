@@ -50,7 +50,7 @@ ACTS = dict(
     ctc_reduction="sum", batch_size=3, num_epochs=2, gradient_accumulation_steps=3, backbone_lr=1e-4, head_lr=1e-4, warmup_ratio=0.9,
     checkpoint_interval=1, eval_steps=1, log_steps=3, vocab_size=25, tokenizer_type="char", freeze_backbone=True, layer_mix=False, pooling="mean",
     head_dropout=0.5, spec_augment=False, prosody_pos_weight=3.0, whisper_tail_seconds=1.0, lr_scheduler="cosine", weight_decay=0.5, max_grad_norm=1e-4, seed=1,
-    batching="random", max_batch_seconds=2.0, checkpoint_steps=1, lora_rank=2,
+    batching="random", max_batch_seconds=2.0, checkpoint_steps=1, lora_rank=2, alpha_mode="uncertainty", grad_share_steps=1,
     mix_lr=1e-4, speed_perturb=0.2)
 
 
@@ -212,7 +212,59 @@ def test_torch_compile_reaches_the_trainer(corpus, tmp_path):
     assert not training_arguments(config(corpus, tmp_path)).torch_compile
 
 
-@pytest.mark.parametrize("wrong", [dict(feature_cache="x"), dict(lora_rank=2, freeze_backbone=True), dict(max_seconds=1.0)])
+def test_measuring_shares_in_16_bits_changes_nothing(corpus, tmp_path, monkeypatch):
+    """As on a GPU with bf16: shares in the log, and the same weights to the last bit as without."""
+    from prosody_ser import trainer
+    monkeypatch.setattr(trainer, "precision", lambda use_amp: dict(bf16=True))
+    runs = [trace(corpus, tmp_path / str(n), grad_share_steps=n, gradient_accumulation_steps=2, max_grad_norm=0.1) for n in (1, 0)]
+    shares = [[sum(e[f"{t}/grad_share"] for t in ("ser", "asr", "prosody")) for e in run["log"] if "ser/grad_share" in e] for run in runs]
+    assert shares[0] == pytest.approx([1.0, 1.0]) and shares[1] == [] and runs[0]["moved"] == runs[1]["moved"]
+
+
+def test_shares_of_long_audio_are_left_out(corpus, tmp_path):
+    """What is heard in chunks is not measured: its states would have to be kept."""
+    c = config(corpus, tmp_path, grad_share_steps=1, max_seconds=4.0)
+    data = load_splits(c)
+    trainer = build_trainer(c, build_model(c, data["train"], prepare_tokenizer(c, data["train"].utterances)), data)
+    fits = [trainer._fits(dict(audio=torch.zeros(1, 16000 * s))) for s in (4, 5)]
+    assert fits == [True, False] and not trainer._fits(dict(states=torch.zeros(1, 2, 3, 4)))
+    batch = trainer.data_collator([data["train"][0]])
+    batch |= dict(audio=torch.nn.functional.pad(batch["audio"], (0, 16000 * 5)), audio_lengths=batch["audio_lengths"] + 16000 * 5)
+    trainer.compute_loss(trainer.model.train(), batch)
+    assert not any("grad_share" in k for k in trainer.task_losses) and "ser/loss" in trainer.task_losses and trainer.model.heard is None
+
+
+def test_a_loss_that_is_no_number(corpus, tmp_path, monkeypatch):
+    """Ends the training at once; in fp16, where the scaler skips such steps, only when they do not stop."""
+    from transformers import Trainer
+
+    from prosody_ser.config import TrainingError
+    from prosody_ser.trainer import FP16_PATIENCE
+    c = config(corpus, tmp_path)
+    data = load_splits(c)
+    trainer, losses = build_trainer(c, build_model(c, data["train"], prepare_tokenizer(c, data["train"].utterances)), data), []
+    monkeypatch.setattr(Trainer, "training_step", lambda *args: torch.tensor(losses.pop(0)))
+    losses[:] = [1.0, float("inf")]
+    trainer.training_step(None, None)
+    with pytest.raises(TrainingError, match="not a finite number at step 1"):
+        trainer.training_step(None, None)
+    trainer.args.fp16, trainer.diverged = True, 0
+    losses[:] = [float("nan")] * FP16_PATIENCE + [1.0] + [float("nan")] * (FP16_PATIENCE + 1)
+    for _ in range(2 * FP16_PATIENCE + 1):
+        trainer.training_step(None, None)
+    with pytest.raises(TrainingError):
+        trainer.training_step(None, None)
+
+
+def test_alpha_lr(corpus, tmp_path):
+    """A larger rate moves the learned weights further, and a rate of 0 not at all."""
+    moved = [trace(corpus, tmp_path / str(r), alpha_mode="uncertainty", alpha_lr=r)["moved"]["log_variances"] for r in (0.0, 1e-3, 1e-1)]
+    assert 0 == moved[0] < moved[1] < moved[2]
+
+
+@pytest.mark.parametrize("wrong", [dict(alpha_lr=0.1), dict(alpha_mode="uncertainty", alpha_ser=0.0), dict(alpha_mode="uncertainty", use_alpha_asr=True),
+                                   dict(alpha_mode="uncertainty", run_ablation_study=True), dict(run_ablation_study=True, ablation_alphas=[]),
+                                   dict(run_ablation_study=True, ablation_mode="prosody", use_alpha_ser=True, use_alpha_asr=True), dict(feature_cache="x"), dict(lora_rank=2, freeze_backbone=True), dict(max_seconds=1.0)])
 def test_settings_that_contradict_each_other(wrong, corpus, tmp_path):
     from prosody_ser.config import ConfigError
     with pytest.raises(ConfigError):
