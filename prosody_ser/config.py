@@ -160,6 +160,7 @@ class TrainConfig:
     max_batch_seconds: float | None = _(None, "padded seconds in a batch, at most; a longer utterance is alone; default: 10 times batch_size")
     checkpoint_steps: int = _(0, "steps between checkpoints within an epoch, for epochs too long to lose; 0: none")
     freeze_backbone: bool = _(False, "train the heads only")
+    freeze_epochs: int = _(0, "epochs in which the heads learn alone before the backbone joins them, which keeps it from being distorted by heads that know nothing yet (Kumar et al. 2022)")
     feature_cache: str | None = _(None, "folder for the features of a frozen backbone, computed once (without SpecAugment) and shared by all runs")
     lora_rank: int = _(0, "train adapters of this rank in the backbone instead of its weights (they usually want a larger --backbone_lr, such as 1e-4); 0: the weights")
     cpu_bf16: bool = _(False, "without a GPU: train in bf16 on a processor that has it (AVX-512 BF16 or AMX), about twice as fast for a pretrained backbone")
@@ -197,6 +198,8 @@ class TrainConfig:
         if self.backbone == "whisper" and self.max_seconds > 30: raise ConfigError(f"--max_seconds {self.max_seconds:g}: Whisper hears at most 30 s at a time. Give 30 or less; longer utterances are heard in chunks.")
         if self.feature_cache and not self.freeze_backbone: raise ConfigError("--feature_cache keeps what a frozen backbone says. Add --freeze_backbone, or leave the cache out.")
         if self.feature_cache and self.speed_perturb: raise ConfigError("--feature_cache keeps one hearing of each utterance, --speed_perturb wants several. Choose one.")
+        if self.freeze_epochs and (self.freeze_backbone or self.freeze_epochs >= self.num_epochs):
+            raise ConfigError(f"--freeze_epochs {self.freeze_epochs}: the backbone would never learn" + (", --freeze_backbone keeps it as it is. Choose one." if self.freeze_backbone else f" in {self.num_epochs} epochs. Give fewer than --num_epochs, or say --freeze_backbone."))
         if self.cpu_bf16 and not self.use_amp: raise ConfigError("--cpu_bf16 asks for 16-bit arithmetic, --no_use_amp for none. Choose one.")
         if self.mix_lr is not None and not self.layer_mix: raise ConfigError("--mix_lr is for the layer mixes, which --no_layer_mix leaves out. Choose one.")
         if self.lora_rank and self.freeze_backbone: raise ConfigError("--lora_rank trains the backbone, --freeze_backbone does not. Choose one.")

@@ -24,6 +24,7 @@ import torch
 from accelerate import PartialState
 from accelerate.data_loader import prepare_data_loader
 from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import ProgressCallback
@@ -167,12 +168,13 @@ class MTLTrainer(Trainer):
                  by_length=True,         # batches of utterances of like length
                  times=None,             # int (N,): how often each training row comes in an epoch; None: once
                  speed_perturb=0.0,      # width of the speeds that training batches are heard at
+                 freeze_epochs=0,        # epochs in which the backbone waits for the heads
                  share_steps=0,          # steps between measurements of the gradient's shares; 0: none
                  alpha_lr=1e-2,          # learning rate of learned weights of the losses
                  **kwargs):
         self.rates = dict(backbone=args.learning_rate, head=head_lr, mix=head_lr if mix_lr is None else mix_lr, alphas=alpha_lr)
         self.max_batch_seconds, self.by_length, self.times, self.speed_perturb, self.task_losses = max_batch_seconds, by_length, times, speed_perturb, {}
-        self.share_steps, self.share_step, self.diverged = share_steps, None, 0
+        self.freeze_epochs, self.share_steps, self.share_step, self.diverged = freeze_epochs, share_steps, None, 0
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=model.processor,
                          data_collator=Collator(model.processor.tokenizer), compute_metrics=self._metrics, **kwargs)
         self.autocasts = self.is_fsdp_enabled and self.accelerator.mixed_precision != "no"
@@ -217,6 +219,15 @@ class MTLTrainer(Trainer):
             self.optimizer = torch.optim.AdamW([dict(params=ps, lr=self.rates[part], part=part, weight_decay=self.args.weight_decay if decay else 0.0)
                                                 for (part, decay), ps in groups.items()], fused=True)
         return self.optimizer
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        "The schedule of the engine; the backbone's begins after `freeze_epochs`, on the steps that are left."
+        usual = super().create_scheduler(num_training_steps, optimizer)
+        if not self.freeze_epochs: return usual
+        wait, shape = round(num_training_steps * self.freeze_epochs / self.args.num_train_epochs), usual.lr_lambdas[0]
+        late = lambda step: 0.0 if step < wait else shape(round((step - wait) * num_training_steps / (num_training_steps - wait)))
+        self.lr_scheduler = LambdaLR(usual.optimizer, [late if g["part"] == "backbone" else shape for g in usual.optimizer.param_groups])
+        return self.lr_scheduler
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         "The model's own weighted loss; each task's is remembered for the log."
@@ -519,7 +530,7 @@ def build_trainer(
     trainer = MTLTrainer(model, training_arguments(config), data["train"], data["val"], config.head_lr, min(50 * config.head_lr, 0.05) if config.mix_lr is None else config.mix_lr,
                          config.max_batch_seconds or 10 * config.batch_size, config.batching == "length",
                          class_repeats(data["train"].emotions, config.balanced_sampling, config.seed) if config.balanced_sampling else None, config.speed_perturb,
-                         config.grad_share_steps, config.alpha_lr, callbacks=[keep])
+                         config.freeze_epochs, config.grad_share_steps, config.alpha_lr, callbacks=[keep])
     keep.trainer, trainer.keep = trainer, keep
     if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2: raise ConfigError("FSDP's first version is not supported: say fsdp_version: 2 in the configuration, as examples/hpc/fsdp.yaml does.")
     if trainer.is_fsdp_enabled and config.lora_rank: raise ConfigError("--lora_rank and FSDP do not go together: adapters could not be merged. LoRA fits without sharding; leave the FSDP configuration out.")
