@@ -19,7 +19,7 @@ from pathlib import Path
 
 RECIPE = dict(backbone="whisper", vocab_size=200, head_lr=1e-3, gradient_accumulation_steps=1, ctc_blank_penalty=0, num_workers=0, checkpoint_interval=0,
               decode_method="greedy", early_stopping_patience=0)
-WAYS = {"frozen": dict(freeze_backbone=True, num_epochs=20), "fine-tuned": dict(num_epochs=8, backbone_lr=2e-5, speed_perturb=0.15)}
+WAYS = {"frozen": dict(freeze_backbone=True, num_epochs=20), "fine-tuned": dict(num_epochs=10, freeze_epochs=5, backbone_lr=2e-5, speed_perturb=0.15)}
 TASKS = {"SER": ["ser"], "all three": ["ser", "asr", "prosody"], "SER + ASR": ["ser", "asr"], "SER + prosody": ["ser", "prosody"]}
 IMBALANCE = {"class weights": dict(class_weights="balanced"), "logit adjustment 1": dict(logit_adjustment=1.0), "focal loss 2": dict(focal_gamma=2.0),
              "balanced sampling": dict(balanced_sampling=1.0)}
