@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHARES', 'PAPER', 'alpha_pairs', 'run_name', 'study_runs', 'in_training', 'run_one', 'try_one', 'named', 'gather',
-           'paper_beside', 'study_table', 'plot_study', 'run_ablation', 'best_alphas', 'write_results', 'write_study']
+           'paper_beside', 'study_table', 'plot_study', 'run_ablation', 'within_noise', 'best_alphas', 'write_results',
+           'write_study']
 
 # %% ../nbs/10_ablation_study.ipynb #c003
 import csv
@@ -218,15 +219,33 @@ def run_ablation(
         if main_process(): write_results(config, results)
     rows, best = gather(results, metric, config.ablation_mode)
     failed = [r for r in results if "error" in r]
-    if not rows: raise TrainingError(f"all {len(runs)} runs of the study failed; the first one: {failed[0]['error']}\n{config.save_dir}/ablation_results.json has the others. "
+    if not rows: raise TrainingError(f"all {len(runs)} runs of the study failed; the first one: {failed[0]['error']}\n{config.save_dir}/ablation_results.json has every error. "
                                      "Mend the cause and start the study again.")
     if main_process(): write_study(config, rows, failed)
     if failed: say(f"{len(failed)} of {len(runs)} runs failed: {', '.join(Path(r['folder']).name for r in failed)}. Start the study again to repeat them alone.")
     chosen = best_alphas(best, config)
     say(f"\n{study_table(rows, config.ablation_mode)}\n\nbest on validation by {metric}: {' '.join(f'--{k} {v:g}' for k, v in chosen.items())}; training the final model with it")
+    if note := within_noise(rows, best, metric): say(note)
     final = replace(config, **chosen, run_ablation_study=False, resume=config.resume and any(map(is_whole, Path(config.save_dir).glob("checkpoint-*"))))
     check_resume(final); final = grouped(final, config)
+    folder = Path(config.save_dir)
+    if (folder/"test_results.json").exists() and same_run(final, folder/"train_config.json"):
+        say(f"the final model in {folder} has these weights already; it is not trained and tested again")
+        return json.loads((folder/"test_results.json").read_text(encoding="utf-8"))["metrics"]
     return finish_run(final, data, fit(final, data, tokenizer))
+
+def within_noise(
+    rows,   # from `gather`
+    best,   # row
+    metric, # that chooses
+) -> str:   # nothing where the choice is clear
+    "A word where the best weight is no better than the next one by more than the seeds differ."
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    others = sorted((r for r in rows if r is not best and metric in r), key=lambda r: -sign * r[metric])
+    if not others: return ""
+    gap, sd = sign * (best[metric] - others[0][metric]), max((r.get(f"{metric}_sd") or 0) for r in (best, others[0]))
+    if best["seeds"] == 1: return f"beware: one seed cannot tell whether a difference of {gap:.3f} in {metric} to the next best is more than noise; --ablation_seeds 3 shows the spread"
+    return f"beware: the next best is {gap:.3f} away in {metric}, the seeds differ by {sd:.3f} (standard deviation): the choice is within noise" if gap <= sd else ""
 
 def best_alphas(
     best,   # row, from `gather`

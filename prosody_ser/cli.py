@@ -11,6 +11,7 @@ __all__ = ['DEMO', 'STUDY', 'COMMANDS', 'demo_config', 'demo', 'predict', 'pictu
 import argparse
 import json
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -107,7 +108,9 @@ def run_audit(
     "Find, tell, fix and draw."
     from prosody_ser.audit import SEGMENT, Sound, audit_manifests, exit_code, fix_manifest, listen, plot_splits, report, to_json
     from prosody_ser.tokenizer import SentencePieceTokenizer
-    pieces, segment = args.tokenizer_path and SentencePieceTokenizer(model_path=args.tokenizer_path).load_tokenizer(), args.segment or SEGMENT
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")                                # nobody has asked for a size
+        pieces, segment = args.tokenizer_path and SentencePieceTokenizer(model_path=args.tokenizer_path).load_tokenizer(), args.segment or SEGMENT
     splits, found = audit_manifests(args.manifests, audio_base_path=args.audio_base_path, tokenizer=pieces, names=args.emotion_names, frame_rate=args.frame_rate, segment=segment)
     print(to_json(found) if args.json else report(found) + ("" if args.audio_base_path else "\nThe sound was not checked (--audio_base_path)."))
     aside = sys.stderr if args.json else sys.stdout                    # JSON stays JSON
@@ -204,7 +207,7 @@ def crossval(argv):
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--manifests", nargs="+", help="JSONL manifests that hold all rows of a corpus between them; folds are made by speaker")
     what.add_argument("--fold_dir", help="folder with folds that are given: 0/train.jsonl, 0/val.jsonl, 0/test.jsonl, 1/...")
-    parser.add_argument("--folds", type=int, help="folds to make; default: one for each speaker")
+    parser.add_argument("--folds", type=int, help="folds to make: each is the test set once, the next one validates, the others train (3 folds train on a third); default: one for each speaker")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each fold, with seeds seed, seed + 1, ...")
     parser.add_argument("--only", type=int, nargs="+", help="run these folds now, such as one for each job of a cluster; the table comes with the last")
     args, rest = parser.parse_known_args(argv)
@@ -222,7 +225,7 @@ def compare(argv):
     "Is one model better than another? The differences of their scores on one test set, with intervals."
     parser = argparse.ArgumentParser(prog="prosody-ser compare", description=compare.__doc__,
                                      epilog="Both models are scored on the same test sets, drawn anew a thousand times by speaker (or film). An interval that holds 0 shows no difference.")
-    for name in ("first", "second"): parser.add_argument(name, help="predictions.jsonl, or the folder of a finished run, evaluation or cross-validation")
+    for name in ("first", "second"): parser.add_argument(name, help="predictions.jsonl, or the folder of a finished run, evaluation or cross-validation; of a run of a study, which is never tested, the validation set is compared")
     args = parser.parse_args(argv)
     def job():
         from prosody_ser.evaluation import compare as table, read_predictions

@@ -26,7 +26,7 @@ def _(default, help, **more):
 
 LOW = dict(vocab_size=6, batch_size=1, num_epochs=1, gradient_accumulation_steps=1, log_steps=1, prefetch_factor=1, ablation_epochs=1,
            ablation_seeds=1, beam_width=1, top_k=1, max_seconds=4, character_coverage=0.98, word_score=-math.inf)                      # the least value of a number; the others may be 0
-HIGH = dict(character_coverage=1.0, balanced_sampling=1.0, blank_skip=1.0, ctc_blank_threshold=0.99, warmup_ratio=0.99, head_dropout=0.99, whisper_tail_seconds=30, speed_perturb=0.5)
+HIGH = dict(character_coverage=1.0, balanced_sampling=1.0, blank_skip=1.0, ctc_blank_threshold=0.99, warmup_ratio=0.99, head_dropout=0.99, whisper_tail_seconds=30, speed_perturb=0.5, seed=2**32 - 1000)
 
 class ConfigError(ValueError):
     "A setting that cannot work: the message names it, what is allowed and what to do."
@@ -200,6 +200,8 @@ class TrainConfig:
         if self.feature_cache and self.speed_perturb: raise ConfigError("--feature_cache keeps one hearing of each utterance, --speed_perturb wants several. Choose one.")
         if self.freeze_epochs and (self.freeze_backbone or self.freeze_epochs >= self.num_epochs):
             raise ConfigError(f"--freeze_epochs {self.freeze_epochs}: the backbone would never learn" + (", --freeze_backbone keeps it as it is. Choose one." if self.freeze_backbone else f" in {self.num_epochs} epochs. Give fewer than --num_epochs, or say --freeze_backbone."))
+        if not any(self.alphas[t] for t in self.tasks):
+            raise ConfigError(f"all weights are 0 (--alpha_{' --alpha_'.join(self.tasks)}): nothing would be trained. Give one of the heads that are on a weight above 0.")
         if self.cpu_bf16 and not self.use_amp: raise ConfigError("--cpu_bf16 asks for 16-bit arithmetic, --no_use_amp for none. Choose one.")
         if self.mix_lr is not None and not self.layer_mix: raise ConfigError("--mix_lr is for the layer mixes, which --no_layer_mix leaves out. Choose one.")
         if self.lora_rank and self.freeze_backbone: raise ConfigError("--lora_rank trains the backbone, --freeze_backbone does not. Choose one.")
@@ -307,9 +309,9 @@ def same_run(
     config, # `TrainConfig`
     path,   # JSON file that `save_config` wrote, or none
 ) -> bool:
-    "Whether a finished run was made with these settings, so that it need not be repeated. Where it was logged, and whether it was resumed, does not matter."
+    "Whether a finished run was made with these settings, so that it need not be repeated. Where it was logged, whether it was resumed and what study it ends does not matter."
     if not Path(path).exists(): return False
-    what = lambda settings: {k: v for k, v in settings.items() if k not in LOGGED | {"resume"}}
+    what = lambda settings: {k: v for k, v in settings.items() if k not in LOGGED | {"resume", "run_ablation_study"} and not k.startswith("ablation_")}
     return what(json.loads(Path(path).read_text(encoding="utf-8"))) == what(asdict(config))
 
 # %% ../nbs/08_config.ipynb #c014

@@ -16,7 +16,7 @@ import numpy as np
 
 from .config import ConfigError, same_run, save_config
 from .data import ManifestError, group_of, read_manifest, repeated_rows, speaker_folds, write_manifest
-from .evaluation import SHOWN, plot_confusion, score
+from .evaluation import SHOWN, intervals, plot_confusion, score
 from .tokenizer import TokenizerError
 from .tracking import grouped
 from .trainer import is_whole, run_training
@@ -85,15 +85,17 @@ def spread(values) -> dict:
 
 def gather_folds(
     results, # from `run_fold`
-) -> dict:   # metric -> dict(folds, pooled, floor): mean and sd over folds, over seeds of the pooled score, and the pooled floor
+) -> dict:   # metric -> dict(folds, pooled, floor, low, high): mean and sd over folds, over seeds of the pooled score, the pooled floor, the 95 % interval
     "Sum up a study."
     seeds = sorted({r["seed"] for r in results})
     pooled = [score([record for r in results if r["seed"] == s for record in r["records"]]) for s in seeds]
+    ranges, _ = intervals([record for r in results for record in r["records"]])             # of all seeds: a speaker is drawn with all that was said of it
     by_fold = [[r["metrics"] for r in results if r["fold"] == f] for f in sorted({r["fold"] for r in results})]
     table = {}
     for k in SHOWN:
         folds = [float(np.mean([m[k] for m in ms])) for ms in by_fold if all(k in m for m in ms)]
-        if folds and k in pooled[0]: table[k] = dict(folds=spread(folds), pooled=spread([p[k] for p in pooled]), floor=pooled[0][f"{k}_floor"])
+        ends = dict(low=ranges[f"{k}_low"], high=ranges[f"{k}_high"]) if f"{k}_low" in ranges else {}
+        if folds and k in pooled[0]: table[k] = dict(folds=spread(folds), pooled=spread([p[k] for p in pooled]), floor=pooled[0][f"{k}_floor"]) | ends
     return table
 
 def crossval_table(
@@ -101,8 +103,9 @@ def crossval_table(
 ) -> str:
     "The study as a Markdown table."
     cell = lambda s: f"{s['mean']:.3f}" + (f" ± {s['sd']:.3f}" if s["sd"] is not None else "")
-    lines = ["| | mean over folds | pooled | floor |", "|---|---|---|---|"]
-    return "\n".join(lines + [f"| {SHOWN[k]} | {cell(r['folds'])} | {cell(r['pooled'])} | {r['floor']:.3f} |" for k, r in table.items()])
+    ends = lambda r: f"{r['low']:.3f} to {r['high']:.3f}" if "low" in r else ""
+    lines = ["| | mean over folds | pooled | 95 % interval | floor |", "|---|---|---|---|---|"]
+    return "\n".join(lines + [f"| {SHOWN[k]} | {cell(r['folds'])} | {cell(r['pooled'])} | {ends(r)} | {r['floor']:.3f} |" for k, r in table.items()])
 
 def plot_folds(
     results, # from `run_fold`
@@ -119,7 +122,7 @@ def plot_folds(
     ax.plot(range(len(folds)), floors, "_", color="0.4", ms=14, label="floor")
     who = [sorted({x["speaker"] or "?" for r in shown if r["fold"] == f for x in r["records"]}) for f in folds]
     ax.set_xticks(range(len(folds)), [w[0] if len(w) == 1 else f"{len(w)} speakers" for w in who], rotation=45, ha="right", fontsize=8)
-    ax.set_title(f"{SHOWN[metric]}, by test speaker", fontsize=10); ax.legend(fontsize=8); ax.set_ylim(0, 1.02)
+    ax.set_title(f"{SHOWN[metric]}, by test " + ("speaker" if all(len(w) == 1 for w in who) else "fold"), fontsize=10); ax.legend(fontsize=8); ax.set_ylim(0, 1.02)
     return ax
 
 # %% ../nbs/10b_crossval.ipynb #c011

@@ -419,11 +419,11 @@ def plot_confusion(
 
 # %% ../nbs/07_evaluation.ipynb #c036
 def read_predictions(
-    path, # predictions.jsonl, or the folder of a run, an evaluation or a cross-validation that holds it
+    path, # predictions.jsonl, or the folder of a run, an evaluation or a cross-validation that holds it; the runs of a study have those of validation
 ) -> list[dict]:
     "The predictions that a run has left. Raises `FileNotFoundError`."
     path = Path(path)
-    places = [path] if path.is_file() else [path/p for p in ("test/predictions.jsonl", "predictions.jsonl", "crossval_predictions.jsonl")]
+    places = [path] if path.is_file() else [path/p for p in ("test/predictions.jsonl", "predictions.jsonl", "crossval_predictions.jsonl", "validation_predictions.jsonl")]
     found = next((p for p in places if p.is_file()), None)
     if found is None: raise FileNotFoundError(f"{path}: no predictions there. Name a predictions.jsonl, or the folder of a finished run, evaluation or cross-validation.")
     return [json.loads(line) for line in found.read_text(encoding="utf-8").splitlines()]

@@ -11,6 +11,8 @@ __all__ = ['FACTS', 'NOT_COMPARED', 'MAIN', 'run_facts', 'notebook_facts', 'find
 import csv
 import glob
 import json
+import os
+import textwrap
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -78,11 +80,12 @@ def read_runs(
     ignore=None, # names of settings that are not compared
 ):         # facts of the finished runs, dict: path -> why it was left out
     "Read what is finished; say of the rest what is wrong. A notebook beside its run folder is the same run, and counts once."
-    runs, left = {}, {}
-    for p in sorted(find_runs(paths), key=lambda p: p.suffix == ".ipynb"):              # folders first
+    runs, left = {}, {str(p): "a cross-validation: its table is in crossval.md, its folds are not settings to compare" for p in map(Path, paths) if (p/"crossval.json").is_file()}
+    for p in sorted(find_runs([p for p in paths if str(Path(p)) not in left]), key=lambda p: p.suffix == ".ipynb"):              # folders first
         try: facts = notebook_facts(p) if p.is_file() else run_facts(p)
         except (ConfigError, OSError) as e: left[str(p)] = str(e); continue
         facts |= dict(path=str(p), ignored=set(ignore or []))
+        if (p/"ablation").is_dir(): left[str(p/"ablation")] = "the runs of a study; name that folder to compare them"
         if (key := _key(facts)) not in runs: runs[key] = facts
         elif p.is_dir(): left[str(p)] = f"the same settings and seed as {runs[key]['path']}"
     if not runs: raise ConfigError("no finished run there." + "".join(f"\n  {p}: {why}" for p, why in left.items()))
@@ -90,14 +93,16 @@ def read_runs(
 
 # %% ../nbs/10c_gather.ipynb #c010
 NOT_COMPARED = {"seed", "save_dir", "tokenizer_path", "experiment_name", "resume", "retrain_tokenizer", "feature_cache", "checkpoint_interval", "checkpoint_steps", "log_steps",
-                "num_workers", "pin_memory", "prefetch_factor", "use_wandb", "wandb_project", "wandb_tags", "report_to", "torch_compile", "run_ablation_study", "ablation_alphas", "ablation_epochs", "ablation_seeds"}
+                "num_workers", "pin_memory", "prefetch_factor", "use_wandb", "wandb_project", "wandb_tags", "report_to", "torch_compile", "run_ablation_study", "wandb_group", "track_audio", "grad_share_steps"}
 
 def compared(
     facts, # of a run
 ) -> dict: # name -> value
     "The settings that make a run what it is, but for its seed."
     known = {f.name: default_of(f) for f in fields(TrainConfig)} | facts["settings"]
-    return {k: v for k, v in known.items() if k not in NOT_COMPARED | facts.get("ignored", set())}
+    idle = {k for k in known if k.startswith("ablation_")} | ({"alpha_lr"} if known["alpha_mode"] == "fixed" else set())
+    for k in ("audio_base_path", "train_jsonl", "val_jsonl", "test_jsonl"): known[k] = known[k] and os.path.realpath(known[k])     # one place, however it was called
+    return {k: v for k, v in known.items() if k not in NOT_COMPARED | idle | facts.get("ignored", set())}
 
 def _key(facts): return json.dumps([compared(facts), facts["settings"].get("seed", 0)], sort_keys=True)
 
@@ -212,8 +217,8 @@ def plot_comparison(
     "Validation and each task's main test score, one line a row of the table: every run, mean and spread, the floor. Returns the figure."
     import matplotlib.pyplot as plt
     heads, main = columns(rows), [k for k in ("val", "ser/ua", "asr/wer", "prosody/f1") if any(k in r["scores"] for r in rows)]
-    labels = [", ".join(f"{h} {said(r['settings'][k])}" for h, k in heads.items()) or "all runs" for r in rows]
-    fig, axes = plt.subplots(1, len(main), figsize=(2 + 2.4 * len(main), 1.1 + .38 * len(rows)), layout="constrained", sharey=True, squeeze=False)
+    labels = [textwrap.fill(", ".join(f"{h} {said(r['settings'][k])}" for h, k in heads.items()) or "all runs", 44, max_lines=4, placeholder=" ...") for r in rows]
+    fig, axes = plt.subplots(1, len(main), figsize=(3.4 + 2.2 * len(main), 1.1 + .2 * sum(1 + max(1, label.count("\n")) for label in labels)), layout="constrained", sharey=True, squeeze=False)
     for ax, k in zip(axes[0], main):
         for y, r in enumerate(rows):
             if not (s := r["scores"].get(k)): continue

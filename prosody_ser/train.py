@@ -32,6 +32,9 @@ def tell(
     try: return job()
     except (BackboneError, ManifestError, CheckpointError, TokenizerError, ConfigError, TrainingError, LMError, OSError, ImportError) as e:
         sys.exit(f"error: {e}")
+    except KeyboardInterrupt:
+        print("\nstopped. What is finished stays: a study or a cross-validation goes on with the same command, a training with --resume from its last checkpoint.", file=sys.stderr)
+        sys.exit(130)                                                  # as the shell says of Ctrl-C
 
 def train(
     config, # `TrainConfig`

@@ -6,10 +6,10 @@
 __all__ = ['NEEDS', 'FP16_PATIENCE', 'LEFT_BY_A_RUN', 'MAY_CHANGE', 'main_process', 'main_first', 'give_back_memory', 'say',
            'check_labels', 'load_splits', 'prepare_tokenizer', 'count_infeasible', 'gradient_products',
            'gradient_shares', 'part_of', 'MTLTrainer', 'KeepBest', 'write_records', 'aside', 'replace_folder',
-           'read_best', 'history', 'write_history', 'plot_history', 'plot_shares', 'Progress', 'precision',
-           'processor_has_bf16', 'check_bf16', 'selection_metric', 'training_arguments', 'emotion_loss_options',
-           'build_model', 'build_trainer', 'is_whole', 'last_checkpoint', 'check_resume', 'with_features', 'fit',
-           'prepare', 'run_training', 'set_temperature', 'finish_run', 'model_card']
+           'read_best', 'history', 'write_history', 'plot_history', 'plot_shares', 'plot_alphas', 'Progress',
+           'precision', 'processor_has_bf16', 'check_bf16', 'selection_metric', 'training_arguments',
+           'emotion_loss_options', 'build_model', 'build_trainer', 'is_whole', 'last_checkpoint', 'check_resume',
+           'with_features', 'fit', 'prepare', 'run_training', 'set_temperature', 'finish_run', 'model_card']
 
 # %% ../nbs/09_trainer.ipynb #c003
 import gc
@@ -395,8 +395,8 @@ def plot_history(
     panels = {"ser": ["ser/macro_f1", "ser/ua", "ser/wa"], "asr": ["asr/wer", "asr/cer"], "prosody": ["prosody/f1", "prosody/accuracy"]}
     panels = {t: [m for m in ms if past["val"] and m in past["val"][-1]] for t, ms in panels.items()}
     shown = [t for t, ms in panels.items() if ms]
-    shares = [t for t in ("ser", "asr", "prosody") if any(f"{t}/grad_share" in e for e in past["train"])]
-    n = 1 + len(shown) + bool(shares)
+    shares, learned = ([t for t in ("ser", "asr", "prosody") if any(f"{t}/{what}" in e for e in past["train"])] for what in ("grad_share", "alpha"))
+    n = 1 + len(shown) + bool(shares) + bool(learned)
     fig, axes = plt.subplots(1, n, figsize=(3.2 * n, 2.8), layout="constrained", squeeze=False)
     for key in ("loss", "ser/loss", "asr/loss", "prosody/loss"):
         points = [(e["epoch"], e[key]) for e in past["train"] if key in e]
@@ -408,7 +408,8 @@ def plot_history(
         ax.axvline(past["best"]["epoch"], color="tab:green", lw=1, alpha=.6, label="best epoch")
     axes[0, 0].set_title("losses", fontsize=10)
     if all(e["loss"] > 0 for e in past["train"] + past["val"]): axes[0, 0].set_yscale("log")            # with learned weights it may cross 0
-    if shares: plot_shares(axes[0, -1], past["train"], shares)
+    if shares: plot_shares(axes[0, 1 + len(shown)], past["train"], shares)
+    if learned: plot_alphas(axes[0, -1], past["train"], learned)
     for ax, task in zip(axes[0, 1:], shown): ax.set_title(f"{task}, validation", fontsize=10)
     for ax in axes[0]: ax.legend(fontsize=7); ax.set_xlabel("epoch")
     return fig
@@ -424,6 +425,15 @@ def plot_shares(
         points = [(e["epoch"], e[f"{t}/grad_share"]) for e in lines if f"{t}/grad_share" in e]
         ax.plot(*zip(*points), "." if len(points) == 1 else "-", lw=1, label=t)
     ax.set_ylim(-.03, 1.03); ax.set_title("share of the gradient on the backbone", fontsize=10)
+
+def plot_alphas(
+    ax,    # matplotlib axes
+    lines, # training lines of a history
+    tasks, # whose weights were learned
+):
+    "The learned weights of the losses over epochs."
+    for t in tasks: ax.plot(*zip(*[(e["epoch"], e[f"{t}/alpha"]) for e in lines if f"{t}/alpha" in e]), ".-", lw=1, ms=3, label=f"α {t}")
+    ax.set_yscale("log"); ax.set_title("learned weights of the losses", fontsize=10)
 
 # %% ../nbs/09_trainer.ipynb #c023
 class Progress(ProgressCallback):
@@ -447,7 +457,7 @@ def precision(
     cpu_bf16=False, # likewise
 ) -> dict:    # bf16/fp16 arguments
     "bf16 where the GPU has it, else fp16, else off with a word. On a processor only where it is asked for."
-    if cpu_bf16: return dict(bf16=True)
+    if cpu_bf16: say("cpu_bf16: training in bf16 on this processor"); return dict(bf16=True)
     if not use_amp: return {}
     half = half_precision()
     if half is None: say("use_amp: no GPU here, training in float32" + ("; this processor has bf16, try --cpu_bf16" if processor_has_bf16() else "")); return {}
@@ -602,6 +612,7 @@ def fit(
     if model.asr and (n := count_infeasible(data["train"], tokenizer, model.backbone.frame_rate)):
         say(f"{n} of {len(data['train'])} training transcripts have more tokens than frames and cannot train CTC. A larger --vocab_size gives fewer tokens; "
             f"prosody-ser audit {config.train_jsonl} --audio_base_path {config.audio_base_path} --tokenizer_path {config.tokenizer_path} --frame_rate {model.backbone.frame_rate:g} lists them.")
+    if idle := [NEEDS[t][1] for t in config.tasks if not config.alphas[t]]: say(f"alpha 0: the {' and '.join(idle)} head learns nothing, its scores are those of random weights")
     if config.feature_cache: data = data | with_features(config, model, {s: data[s] for s in ("train", "val")})
     with main_first(): checkpoint = last_checkpoint(config)
     if main_process(): save_config(config, Path(config.save_dir)/"train_config.json")

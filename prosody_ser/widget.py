@@ -11,6 +11,7 @@ import io
 import json
 import tempfile
 from base64 import b64encode
+from collections import Counter
 from functools import wraps
 from html import escape
 from pathlib import Path
@@ -230,6 +231,9 @@ def find_runs(
     whole = lambda p: (p/"train_config.json").exists() and not any(x.startswith("earlier-") for x in p.relative_to(folder).parts)
     found = [Run(p, folder) for p in sorted(f.parent for f in Path(folder).rglob("training_history.json")) if whole(p)]
     if not found: raise FileNotFoundError(f"{folder}: no run there. Name the --save_dir of a training, a study over alpha, or a cross-validation; each run in it holds a training_history.json.")
+    same = Counter((r.name, r.seed) for r in found)
+    for r in found:
+        if same[r.name, r.seed] > 1: r.name += f" ({r.folder.relative_to(folder)})"          # several studies in one folder
     return sorted(found, key=lambda r: (r.folder != Path(folder), r.settings["alpha_asr"], r.settings["alpha_prosody"], r.name, r.seed))
 
 class Explorer(W.VBox):
