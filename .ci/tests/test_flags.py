@@ -215,7 +215,7 @@ def test_torch_compile_reaches_the_trainer(corpus, tmp_path):
 def test_measuring_shares_in_16_bits_changes_nothing(corpus, tmp_path, monkeypatch):
     """As on a GPU with bf16: shares in the log, and the same weights to the last bit as without."""
     from prosody_ser import trainer
-    monkeypatch.setattr(trainer, "precision", lambda use_amp: dict(bf16=True))
+    monkeypatch.setattr(trainer, "precision", lambda *asked: dict(bf16=True))
     runs = [trace(corpus, tmp_path / str(n), grad_share_steps=n, gradient_accumulation_steps=2, max_grad_norm=0.1) for n in (1, 0)]
     shares = [[sum(e[f"{t}/grad_share"] for t in ("ser", "asr", "prosody")) for e in run["log"] if "ser/grad_share" in e] for run in runs]
     assert shares[0] == pytest.approx([1.0, 1.0]) and shares[1] == [] and runs[0]["moved"] == runs[1]["moved"]
