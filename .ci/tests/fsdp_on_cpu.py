@@ -30,5 +30,5 @@ from prosody_ser.train import main
 
 if "--bf16" in sys.argv:                                     # as on a GPU that has it
     sys.argv.remove("--bf16")
-    trainer.precision, trainer.half_precision = lambda use_amp: dict(bf16=True), lambda: torch.bfloat16
+    trainer.precision, trainer.half_precision = lambda *asked: dict(bf16=True), lambda: torch.bfloat16
 main()
