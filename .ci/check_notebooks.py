@@ -1,7 +1,8 @@
-"""Fails for a notebook that is over 200 KB, holds an error, was committed without having been run, or mixes imports with work
+"""Fails for a notebook that is over 200 KB, holds an error or a path of somebody's machine, was committed without having been run, or mixes imports with work
 in a cell that is not exported (building the documentation executes every cell with an import, but for those marked eval: false)."""
 import ast
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -22,6 +23,8 @@ def problems(path):
         yield f"{path.stat().st_size // 1024} KB; keep it under 200, with smaller figures"
     if any(o["output_type"] == "error" for c in code for o in c["outputs"]):
         yield "an output is an error"
+    if found := re.search(r"(?<![\w./-])/(home|root|Users|work|mnt)/[^\"'\s\\]+", path.read_text(encoding="utf-8")):
+        yield f"a path of the machine it was run on: {found[0]}"
     sources = ["".join(c["source"]) for c in code]
     if any("#| export" in s for s in sources) and (bad := [s for s in sources if "#| export" not in s and "#| eval: false" not in s and mixed(s)]):
         yield f"imports and work in one cell: {bad[0].splitlines()[-1][:60]!r}"

@@ -17,6 +17,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from studies import flags
+
+from prosody_ser.evaluation import difference, intervals, read_predictions, score, write_predictions
+
 RECIPE = dict(backbone="whisper", vocab_size=200, head_lr=1e-3, gradient_accumulation_steps=1, ctc_blank_penalty=0, num_workers=0, checkpoint_interval=0,
               decode_method="greedy", early_stopping_patience=0)
 WAYS = {"frozen": dict(freeze_backbone=True, num_epochs=20), "fine-tuned": dict(num_epochs=10, freeze_epochs=5, backbone_lr=2e-5, speed_perturb=0.15)}
@@ -24,11 +28,6 @@ TASKS = {"SER": ["ser"], "all three": ["ser", "asr", "prosody"], "SER + ASR": ["
 IMBALANCE = {"class weights": dict(class_weights="balanced"), "logit adjustment 1": dict(logit_adjustment=1.0), "focal loss 2": dict(focal_gamma=2.0),
              "balanced sampling": dict(balanced_sampling=1.0)}
 SHOWN = "ser/ua", "ser/wa", "ser/macro_f1", "asr/wer", "prosody/f1"
-
-
-def flags(settings: dict):
-    "Settings as command-line arguments"
-    return [x for k, v in settings.items() for x in ([f"--{k}"] if v is True else [f"--{k}", str(v)])]
 
 
 def corpus(data: Path, out: Path):
@@ -46,7 +45,7 @@ def crossval(folder: Path, settings: dict, seeds: int, read_only: bool):
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder/"log.txt", "a") as log:
             subprocess.run([sys.executable, "-c", "from prosody_ser.cli import main; main()", "crossval", *flags(settings | dict(save_dir=folder, seeds=seeds))], stdout=log, stderr=log, check=True)
-    return [json.loads(line) for line in open(pooled, encoding="utf-8")]
+    return read_predictions(pooled)
 
 
 def compare_svm(data: Path, folds: list):
@@ -75,7 +74,6 @@ def compare_svm(data: Path, folds: list):
 def figures(records: list, seeds: int):
     "Mean and deviation over seeds of each score, its floor, and its interval over speakers, all seeds drawn together"
     import numpy as np
-    from prosody_ser.evaluation import intervals, score
     scores, (ends, _) = [score([r for r in records if r.get("seed", 0) == s]) for s in range(seeds)], intervals(records)
     return {k: dict(mean=float(np.mean([m[k] for m in scores])), sd=float(np.std([m[k] for m in scores], ddof=1)) if seeds > 1 else None, low=ends[f"{k}_low"], high=ends[f"{k}_high"],
                     floor=scores[0][f"{k}_floor"]) for k in SHOWN if k in scores[0]}
@@ -83,7 +81,6 @@ def figures(records: list, seeds: int):
 
 def against(records: list, others: list):
     "The differences in emotion scores from another row, drawn together over speakers"
-    from prosody_ser.evaluation import difference
     found = difference(records, others)
     return {k: dict(mean=found[k], low=found[f"{k}_low"], high=found[f"{k}_high"]) for k in SHOWN[:3]}
 
@@ -118,8 +115,8 @@ def main():
         except ImportError: print("(opensmile is not installed: no row for ComParE + SVM)", flush=True)
         else:
             from prosody_ser.crossval import make_folds
-            svm.write_text("".join(json.dumps(r) + "\n" for r in compare_svm(args.data, make_folds([args.out/"all.jsonl"], args.out/"folds"))), encoding="utf-8")
-    compare = [json.loads(line) for line in open(svm, encoding="utf-8")] if svm.exists() else None
+            write_predictions(svm, compare_svm(args.data, make_folds([args.out/"all.jsonl"], args.out/"folds")))
+    compare = read_predictions(svm) if svm.exists() else None
     if compare: tell(compare, {}, backbone="ComParE", way="svm", tasks="SER")
     for name, path in (b.split("=", 1) for b in args.backbones):
         for way in args.ways:

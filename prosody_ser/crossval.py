@@ -16,7 +16,7 @@ import numpy as np
 
 from .config import ConfigError, same_run, save_config
 from .data import ManifestError, group_of, read_manifest, repeated_rows, speaker_folds, write_manifest
-from .evaluation import SHOWN, intervals, plot_confusion, score
+from .evaluation import SHOWN, intervals, plot_confusion, read_predictions, score, write_predictions
 from .tokenizer import TokenizerError
 from .tracking import grouped
 from .trainer import is_whole, run_training
@@ -75,8 +75,7 @@ def run_fold(
         if (folder/"test_results.json").exists(): (folder/"test_results.json").unlink()
         run_training(replace(run, resume=same and any(map(is_whole, folder.glob("checkpoint-*")))))
         save_config(run, settings)                                     # whether it was resumed is not a setting of the study
-    lines = (folder/"test"/"predictions.jsonl").read_text(encoding="utf-8").splitlines()
-    return dict(fold=fold, seed=run.seed, metrics=json.loads((folder/"test_results.json").read_text(encoding="utf-8"))["metrics"], records=[json.loads(line) for line in lines])
+    return dict(fold=fold, seed=run.seed, metrics=json.loads((folder/"test_results.json").read_text(encoding="utf-8"))["metrics"], records=read_predictions(folder))
 
 # %% ../nbs/10b_crossval.ipynb #c010
 def spread(values) -> dict:
@@ -156,7 +155,7 @@ def write_crossval(
     (folder/"crossval.json").write_text(json.dumps(dict(table=table, runs=runs), indent=2) + "\n", encoding="utf-8")
     (folder/"crossval.md").write_text(crossval_table(table) + "\n", encoding="utf-8")
     pooled = [dict(fold=r["fold"], seed=r["seed"]) | record for r in results for record in r["records"]]
-    (folder/"crossval_predictions.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in pooled), encoding="utf-8")
+    write_predictions(folder/"crossval_predictions.jsonl", pooled)
     first = [r for r in pooled if r["seed"] == results[0]["seed"]]
     if "ser/ua" in table:
         names = sorted({n for r in first for n in (r["emotion"], r.get("predicted_emotion")) if n})

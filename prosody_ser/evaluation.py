@@ -8,8 +8,8 @@ __all__ = ['DECODERS', 'RATES', 'RESAMPLES', 'SHOWN', 'LOWER_IS_BETTER', 'SHOWN_
            'answered', 'confidences', 'confidence_metrics', 'normalise', 'edit_counts', 'rate_counts', 'asr_metrics',
            'ctc_health', 'ctc_advice', 'prosody_metrics', 'score', 'intervals', 'difference', 'drawn_from',
            'metrics_rows', 'metrics_table', 'class_rows', 'class_table', 'plot_confusion', 'read_predictions',
-           'compare', 'worst_errors', 'calibration_note', 'uncalibrated', 'notes', 'summary', 'transcript_rows',
-           'draw_figures', 'write_report']
+           'write_predictions', 'compare', 'worst_errors', 'calibration_note', 'uncalibrated', 'notes', 'summary',
+           'transcript_rows', 'draw_figures', 'write_report']
 
 # %% ../nbs/07_evaluation.ipynb #c003
 import json
@@ -428,6 +428,13 @@ def read_predictions(
     if found is None: raise FileNotFoundError(f"{path}: no predictions there. Name a predictions.jsonl, or the folder of a finished run, evaluation or cross-validation.")
     return [json.loads(line) for line in found.read_text(encoding="utf-8").splitlines()]
 
+def write_predictions(
+    path,    # JSONL file
+    records, # from `to_records`
+):
+    "One row an utterance."
+    Path(path).write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+
 def compare(
     first,  # predictions, from `read_predictions`
     second, # those of another model on the same utterances
@@ -537,7 +544,7 @@ def write_report(
     (folder/"test_metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     (folder/"eval_config.json").write_text(json.dumps(settings, indent=2, default=str) + "\n", encoding="utf-8")
     (folder/"summary.txt").write_text(summary(records, metrics, names, settings), encoding="utf-8")
-    (folder/"predictions.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+    write_predictions(folder/"predictions.jsonl", records)
     figures = draw_figures(folder, records, names) if "ser/ua" in metrics else {}
     tables = {"Scores": metrics_rows(metrics)} | ({"Emotions": class_rows(records, names)} if "ser/ua" in metrics else {}) | ({"Transcript": transcript_rows(metrics)} if "asr/wer" in metrics else {})
     said, warned = notes(metrics, settings)

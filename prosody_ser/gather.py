@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .config import ConfigError, TrainConfig, _, default_of, unknown
+from .config import LOGGED, ConfigError, TrainConfig, _, default_of, unknown
 from .evaluation import LOWER_IS_BETTER, SHOWN
 
 # %% ../nbs/10c_gather.ipynb #c006
@@ -31,7 +31,7 @@ def _read(path):
 
 def run_facts(
     folder, # of a training run
-) -> dict:  # folder, settings, metric: the one that chose, best: validation scores of the chosen epoch, test: metrics or None
+) -> dict:  # settings, metric: the one that chose, best: validation scores of the chosen epoch, test: metrics or None
     "What a run was and what came of it. Raises `ConfigError` for a folder that is not of a finished run."
     folder = Path(folder)
     for name in ("train_config.json", "training_history.json"):
@@ -40,7 +40,7 @@ def run_facts(
     if not done.is_file() and not (folder/"validation.json").is_file(): raise ConfigError("there is no test_results.json: the run is not finished. Start it again with --resume")
     try:
         float(past["best"][past["metric"]])
-        return dict(folder=str(folder.resolve()), settings=_read(folder/"train_config.json"), metric=past["metric"], best=past["best"], test=_read(done)["metrics"] if done.is_file() else None)
+        return dict(settings=_read(folder/"train_config.json"), metric=past["metric"], best=past["best"], test=_read(done)["metrics"] if done.is_file() else None)
     except (KeyError, TypeError) as e: raise ConfigError(f"its results lack {e}: not written by this package, or changed since") from None
 
 def notebook_facts(
@@ -92,8 +92,8 @@ def read_runs(
     return list(runs.values()), left
 
 # %% ../nbs/10c_gather.ipynb #c010
-NOT_COMPARED = {"seed", "save_dir", "tokenizer_path", "experiment_name", "resume", "retrain_tokenizer", "feature_cache", "checkpoint_interval", "checkpoint_steps", "log_steps",
-                "num_workers", "pin_memory", "prefetch_factor", "use_wandb", "wandb_project", "wandb_tags", "report_to", "torch_compile", "run_ablation_study", "wandb_group", "track_audio", "grad_share_steps"}
+NOT_COMPARED = LOGGED | {"seed", "save_dir", "tokenizer_path", "resume", "retrain_tokenizer", "feature_cache", "checkpoint_interval", "checkpoint_steps", "log_steps", "grad_share_steps",
+                         "num_workers", "pin_memory", "prefetch_factor", "torch_compile", "run_ablation_study"}
 
 def compared(
     facts, # of a run

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PAGE_PARAMETERS', 'SHOWN_UTTERANCES', 'HEARD_SECONDS', 'begin', 'mount', 'lines_only', 'training_page',
-           'evaluation_page', 'gathering_page', 'part', 'folded', 'settings_part', 'audit_part', 'records_of',
-           'scores_part', 'Facts', 'figure_part', 'utterances_part', 'comparison_part']
+           'evaluation_page', 'gathering_page', 'part', 'folded', 'settings_part', 'audit_part', 'scores_part', 'Facts',
+           'figure_part', 'utterances_part', 'comparison_part']
 
 # %% ../nbs/16_pages.ipynb #c003
 import io
@@ -21,7 +21,7 @@ import soundfile as sf
 from .audit import audit_manifests, report
 from .cli import demo_config
 from .config import ConfigError, EvaluateConfig, TrainConfig, changed, from_parameters, is_required
-from .report import card_html, players, table_html
+from .report import CARD_STYLE, card_html, players, table_html
 from .train import quiet, train
 
 # %% ../nbs/16_pages.ipynb #c006
@@ -102,11 +102,10 @@ def gathering_page(
     return replace(config, runs=[str(folder)])
 
 # %% ../nbs/16_pages.ipynb #c013
-_STYLE = """<style>.pser table{border-collapse:collapse;margin:.3rem 0} .pser th,.pser td{text-align:left;padding:.15rem .7rem;border-bottom:1px solid #8884} .pser .number td:not(:first-child),.pser .number th:not(:first-child){text-align:right}
-.pser p{margin:.3rem 0} .pser .warn{border-left:4px solid #e0a020;padding:.3rem .7rem} .pser .note{opacity:.7;font-size:.9em} .pser pre{white-space:pre-wrap;font-size:.85em}
-.pser .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(19rem,1fr));gap:.8rem} .pser article{border:1px solid #8886;border-radius:6px;padding:.6rem .8rem} .pser h3{font-size:1em;margin:0;font-weight:400} .pser audio{width:100%;height:2.2rem}
-.pser .bar{display:flex;align-items:center;gap:.5rem;font-size:.82em} .pser .bar span{flex:none;width:5.5rem} .pser .bar i{height:.5rem;background:#999a} .pser .bar i.true{background:#1f5fa8} .pser .text{display:grid;grid-template-columns:3.2rem 1fr;overflow-wrap:anywhere} .pser .number td{white-space:nowrap} .pser .number{overflow-x:auto}
-.pser .text em{font-style:normal;opacity:.7} .pser .truth{font-weight:700;color:#1f5fa8} .pser .word{padding:0 .2em;border-radius:3px} .pser .marked{text-decoration:underline;text-decoration-thickness:2px;text-underline-offset:3px}</style>"""
+_STYLE = f"""<style>{CARD_STYLE}
+.pser table {{ border-collapse: collapse; margin: .3em 0 }} .pser th, .pser td {{ text-align: left; padding: .15em .7em; border-bottom: 1px solid #8884 }} .pser .number {{ overflow-x: auto }} .pser .number td {{ white-space: nowrap }}
+.pser .number td:not(:first-child), .pser .number th:not(:first-child) {{ text-align: right }} .pser p {{ margin: .3em 0 }} .pser .note {{ opacity: .7; font-size: .9em }} .pser pre {{ white-space: pre-wrap; font-size: .85em }}
+.pser .cards {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(19em, 1fr)); gap: .8em }} .pser article {{ border: 1px solid #8886; border-radius: 6px; padding: .6em .8em }}</style>"""
 
 def part(
     *html, # pieces
@@ -141,20 +140,14 @@ def audit_part(
 # %% ../nbs/16_pages.ipynb #c015
 def _json(path): return json.loads(Path(path).read_text(encoding="utf-8"))
 
-def records_of(
-    folder, # of a test: `test` in a run folder, or an evaluation's
-) -> list[dict]:
-    "Every utterance with what the model made of it."
-    return [json.loads(line) for line in (Path(folder)/"predictions.jsonl").read_text(encoding="utf-8").splitlines()]
-
 def scores_part(
     folder,   # of a test
     run=None, # folder of the training run that it ended
 ):
     "The test's scores beside their intervals and floors, each emotion's, and what to know with them."
-    from prosody_ser.evaluation import class_rows, metrics_rows, notes     # here: PyTorch is loaded after `quiet`
+    from prosody_ser.evaluation import class_rows, metrics_rows, notes, read_predictions     # here: PyTorch is loaded after `quiet`
     from prosody_ser.gather import run_facts
-    metrics, settings, records = _json(Path(folder)/"test_metrics.json"), _json(Path(folder)/"eval_config.json"), records_of(folder)
+    metrics, settings, records = _json(Path(folder)/"test_metrics.json"), _json(Path(folder)/"eval_config.json"), read_predictions(folder)
     told, warned = notes(metrics, settings)
     pieces = ['<div class="number">', table_html(*metrics_rows(metrics)), "</div>", *(f'<p class="warn">{escape(w)}</p>' for w in warned), *(f'<p class="note">{escape(n)}</p>' for n in told)]
     if "ser/ua" in metrics:
@@ -188,7 +181,8 @@ def utterances_part(
     audio_base_path, # folder of the audio
 ):
     "A few utterances, evenly through the test set: a player, the emotion, transcript and prominence."
-    records = records_of(folder)
+    from prosody_ser.evaluation import read_predictions
+    records = read_predictions(folder)
     some = records[::max(1, len(records) // SHOWN_UTTERANCES)][:SHOWN_UTTERANCES]
     form = "MP3" if "MP3" in sf.available_formats() else "FLAC"
     key = f'<p class="note">Blue: the true emotion. <span class="word marked">Underlined</span>: prominent in the reference; <span class="word" style="background:rgba(240,140,30,.8)">coloured</span>: to the model. The first {HEARD_SECONDS:g} s are heard.</p>'

@@ -22,7 +22,7 @@ from transformers import TrainerCallback
 
 from .config import TRACKERS, ConfigError
 from .data import SAMPLING_RATE, ManifestError, Utterance, load_audio, plot_utterance
-from .evaluation import answered, ctc_advice, plot_confusion
+from .evaluation import answered, ctc_advice, plot_confusion, read_predictions
 from .model import Collator
 from .report import CLIP_SECONDS
 
@@ -55,7 +55,8 @@ def grouped(
     "A run as its trackers are to see it: under the study's name, named by its folder. Without a tracker it stays as it is."
     if not trackers(run): return run
     label = "-".join(Path(run.save_dir).relative_to(study.save_dir).parts) or "final"
-    return replace(run, experiment_name=f"{run_name(study)} {label}", wandb_group=study.wandb_group or run_name(study))
+    group = study.wandb_group or run_name(study) if {"wandb", "trackio"} & set(trackers(run)) else None          # the others know no groups
+    return replace(run, experiment_name=f"{run_name(study)} {label}", wandb_group=group)
 
 def open_trackers(
     config, # `TrainConfig`
@@ -238,7 +239,7 @@ def send_validation(
     import matplotlib.pyplot as plt
     folder, path = Path(config.save_dir), Path(config.save_dir)/"validation_predictions.jsonl"
     if not trackers(config) or not best or not path.exists(): return
-    records, figures = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()], {}
+    records, figures = read_predictions(path), {}
     if answered(records):
         ax = plot_confusion(records, sorted({n for r in records for n in r.get("probabilities", [])}))
         ax.figure.savefig(folder/"validation_confusion.png", dpi=150); plt.close(ax.figure)

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['NEEDS', 'FP16_PATIENCE', 'LEFT_BY_A_RUN', 'MAY_CHANGE', 'main_process', 'main_first', 'give_back_memory', 'say',
            'check_labels', 'load_splits', 'prepare_tokenizer', 'count_infeasible', 'gradient_products',
-           'gradient_shares', 'part_of', 'MTLTrainer', 'KeepBest', 'write_records', 'aside', 'replace_folder',
-           'read_best', 'history', 'write_history', 'plot_history', 'plot_shares', 'plot_alphas', 'Progress',
-           'precision', 'processor_has_bf16', 'check_bf16', 'selection_metric', 'training_arguments',
-           'emotion_loss_options', 'build_model', 'build_trainer', 'is_whole', 'last_checkpoint', 'check_resume',
-           'with_features', 'fit', 'prepare', 'run_training', 'set_temperature', 'finish_run', 'model_card']
+           'gradient_shares', 'part_of', 'MTLTrainer', 'KeepBest', 'aside', 'replace_folder', 'read_best', 'history',
+           'write_history', 'plot_history', 'plot_shares', 'plot_alphas', 'Progress', 'precision', 'processor_has_bf16',
+           'check_bf16', 'selection_metric', 'training_arguments', 'emotion_loss_options', 'build_model',
+           'build_trainer', 'is_whole', 'last_checkpoint', 'check_resume', 'with_features', 'fit', 'prepare',
+           'run_training', 'set_temperature', 'finish_run', 'model_card']
 
 # %% ../nbs/09_trainer.ipynb #c003
 import gc
@@ -32,11 +32,11 @@ from transformers.trainer_callback import ProgressCallback
 from .audit import audit, summary
 from .backbones import encoder_config, glibc
 from .calibration import calibrate
-from .config import ConfigError, TrainConfig, TrainingError, save_config
+from .config import LOGGED, ConfigError, TrainConfig, TrainingError, save_config
 from .ctc import frames_needed
 from .data import DurationBatches, ManifestError, SpeechDataset, SpeedPerturbed, check_audio, class_repeats, describe, emotion_names, read_manifest
 from .evaluation import (LOWER_IS_BETTER, by_seconds, confidence_metrics, ctc_advice, decoder_options, half_precision, metrics_table, predict, predict_emotions, read_out,
-                                    score, to_records, uncalibrated, write_report)
+                                    score, to_records, uncalibrated, write_predictions, write_report)
 from .heads import class_weights, log_prior
 from .lean import CachedDataset, FeatureCache, add_lora, cache_folder, merged_state
 from .lm import WordLM
@@ -335,20 +335,12 @@ class KeepBest(TrainerCallback):
         if self.best is None or self.sign * now[self.metric] > self.sign * self.best[self.metric]:
             self.best = now
             self._save(Path(args.output_dir)/"best_model", state)
-            if state.is_world_process_zero: write_records(Path(args.output_dir)/"validation_predictions.jsonl", self.trainer.validated)
+            if state.is_world_process_zero: write_predictions(Path(args.output_dir)/"validation_predictions.jsonl", self.trainer.validated)   # greedy decoding, no temperature
         patience = self.config.early_stopping_patience
         if patience and state.epoch - self.best["epoch"] >= patience: control.should_training_stop = True
         if state.is_world_process_zero: write_history(args.output_dir, state.log_history, self.metric)
 
-# %% ../nbs/09_trainer.ipynb #c017
-def write_records(
-    path,    # JSONL file
-    records, # from `to_records`
-):
-    "How the best model answered validation; greedy decoding, no temperature."
-    Path(path).write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
-
-# %% ../nbs/09_trainer.ipynb #c019
+# %% ../nbs/09_trainer.ipynb #c018
 def aside(folder): return Path(folder).with_name(Path(folder).name + ".old")
 
 def replace_folder(
@@ -360,7 +352,7 @@ def replace_folder(
     if Path(old).exists(): Path(old).rename(aside(old))
     Path(new).rename(old); shutil.rmtree(aside(old), ignore_errors=True)
 
-# %% ../nbs/09_trainer.ipynb #c020
+# %% ../nbs/09_trainer.ipynb #c019
 def read_best(
     folder, # `best_model`
 ):          # dict, or None where there is no such model yet
@@ -414,7 +406,7 @@ def plot_history(
     for ax in axes[0]: ax.legend(fontsize=7); ax.set_xlabel("epoch")
     return fig
 
-# %% ../nbs/09_trainer.ipynb #c021
+# %% ../nbs/09_trainer.ipynb #c020
 def plot_shares(
     ax,    # matplotlib axes
     lines, # training lines of a history
@@ -435,7 +427,7 @@ def plot_alphas(
     for t in tasks: ax.plot(*zip(*[(e["epoch"], e[f"{t}/alpha"]) for e in lines if f"{t}/alpha" in e]), ".-", lw=1, ms=3, label=f"α {t}")
     ax.set_yscale("log"); ax.set_title("learned weights of the losses", fontsize=10)
 
-# %% ../nbs/09_trainer.ipynb #c023
+# %% ../nbs/09_trainer.ipynb #c022
 class Progress(ProgressCallback):
     "A progress bar with one readable line for each validation, and a word when CTC is not well."
     def __init__(self,
@@ -451,7 +443,7 @@ class Progress(ProgressCallback):
         advice = ctc_advice({k.removeprefix("eval_"): v for k, v in logs.items()}, self.ctc)
         if advice and logs["epoch"] >= 2 and not self.advised: self.training_bar.write(f"beware: {advice}"); self.advised = True   # every model starts silent
 
-# %% ../nbs/09_trainer.ipynb #c025
+# %% ../nbs/09_trainer.ipynb #c024
 def precision(
     use_amp,  # what the user asked for
     cpu_bf16=False, # likewise
@@ -502,7 +494,7 @@ def training_arguments(
     args._n_gpu = min(args.n_gpu, 1)                  # several GPUs: one process each, by torchrun or accelerate launch
     return args
 
-# %% ../nbs/09_trainer.ipynb #c027
+# %% ../nbs/09_trainer.ipynb #c026
 def emotion_loss_options(
     config, # `TrainConfig`
     counts, # training rows of each emotion
@@ -548,7 +540,7 @@ def build_trainer(
     trainer.add_callback(Progress(config.ctc)); track(trainer, config)
     return trainer
 
-# %% ../nbs/09_trainer.ipynb #c028
+# %% ../nbs/09_trainer.ipynb #c027
 LEFT_BY_A_RUN = "checkpoint-*", "best_model*", "test", "test_results.json", "results_summary.txt", "training_history.*", "train_config.json", "validation_*", "wandb_run.json", "tensorboard"
 
 def is_whole(checkpoint) -> bool:
@@ -575,7 +567,7 @@ def last_checkpoint(
         print(f"{folder} held an earlier run; it was moved to {aside}" + (" (--resume would have gone on from it)" if last else ""))
     return None
 
-MAY_CHANGE = {"num_epochs", "early_stopping_patience", "checkpoint_interval", "checkpoint_steps", "eval_steps", "log_steps", "use_wandb", "wandb_project", "experiment_name", "wandb_tags", "wandb_group", "report_to", "track_audio",
+MAY_CHANGE = LOGGED | {"num_epochs", "early_stopping_patience", "checkpoint_interval", "checkpoint_steps", "eval_steps", "log_steps",
               "grad_share_steps", "use_amp", "cpu_bf16", "num_workers", "pin_memory", "prefetch_factor", "decode_method", "beam_width", "top_k", "blank_skip", "lm_path", "lm_weight", "word_score", "resume", "retrain_tokenizer", "save_dir", "audio_base_path"}
 
 def check_resume(
@@ -643,7 +635,7 @@ def run_training(
     data, tokenizer = prepare(config)
     return finish_run(config, data, fit(config, data, tokenizer))
 
-# %% ../nbs/09_trainer.ipynb #c030
+# %% ../nbs/09_trainer.ipynb #c029
 def set_temperature(
     folder, # `best_model`
     model,  # the `ProsodySER` loaded from it

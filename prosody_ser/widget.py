@@ -22,20 +22,16 @@ import soundfile as sf
 import traitlets
 
 from .data import SAMPLING_RATE, ManifestError, load_audio
-from .evaluation import answered, metrics_rows, plot_confusion, score
+from .evaluation import answered, metrics_rows, plot_confusion, read_predictions, score
 from .inference import Predictor
-from .report import card_html, players, table_html
+from .report import CARD_STYLE, card_html, players, table_html
 from .trainer import plot_history
 
 # %% ../nbs/11b_widget.ipynb #c006
-_STYLE = """<style>
-.pser { font-size: 14px; line-height: 1.5 } .pser .note, .pser em { color: #667080; font-size: 12px; font-style: normal } .pser h3 { font-size: 15px; font-weight: 400; margin: 0 } .pser p { margin: .3em 0 }
-.pser .truth, .pser h3 b { font-weight: 700; color: #1f5fa8 } .pser .text { display: grid; grid-template-columns: 3.5em 1fr } .pser audio { width: 100%; max-width: 34em; height: 36px; margin: .4em 0; display: block }
-.pser .bar { display: flex; align-items: center; gap: .5em; font-size: 13px; max-width: 34em } .pser .bar span { flex: none; width: 7em; overflow: hidden; text-overflow: ellipsis } .pser .bar i { height: .7em; background: #c4cad3; border-radius: 2px; min-width: 1px } .pser .bar i.true { background: #1f5fa8 } .pser .bar b { white-space: nowrap; font-weight: 400; color: #667080 }
-.pser .word { padding: 0 .2em; border-radius: 3px } .pser .marked { text-decoration: underline; text-decoration-thickness: 2px; text-underline-offset: 3px }
-.pser .timed { display: inline-block; text-align: center; margin: 0 .3em .4em 0; padding: 0 .3em; border-radius: 4px; vertical-align: bottom; line-height: 1.3; overflow-wrap: anywhere } .pser .timed.prominent { font-weight: 700 } .pser .timed small { display: block; font-size: 11px; font-weight: 400; color: #667080 }
-.pser table { border-collapse: collapse } .pser th, .pser td { text-align: right; padding: .1em .7em; white-space: nowrap } .pser th:first-child, .pser td:first-child { text-align: left; padding-left: 0 } .pser th { color: #667080; font-weight: 600 }
-.pser .warn { background: #fff4dc; border-left: 4px solid #e0a020; padding: .3em .7em; color: #1c2430 }
+_STYLE = f"""<style>{CARD_STYLE}
+.pser {{ font-size: 14px; line-height: 1.5 }} .pser .note, .pser small {{ color: #667080; font-size: 12px }} .pser h3 b {{ color: #1f5fa8 }} .pser p {{ margin: .3em 0 }} .pser audio, .pser .bar {{ max-width: 34em }}
+.pser .timed {{ display: inline-block; text-align: center; margin: 0 .3em .4em 0; padding: 0 .3em; border-radius: 4px; vertical-align: bottom; line-height: 1.3; overflow-wrap: anywhere }} .pser .timed.prominent {{ font-weight: 700 }} .pser .timed small {{ display: block; font-size: 11px; font-weight: 400 }}
+.pser table {{ border-collapse: collapse }} .pser th, .pser td {{ text-align: right; padding: .1em .7em; white-space: nowrap }} .pser th:first-child, .pser td:first-child {{ text-align: left; padding-left: 0 }} .pser th {{ color: #667080; font-weight: 600 }}
 </style>"""
 
 def shown(html): return f'{_STYLE}<div class="pser">{html}</div>'
@@ -222,7 +218,7 @@ class Run:
     def predictions(self) -> dict: # split -> records
         "What there is of predictions: of the test set, of validation."
         files = {"test": self.folder/"test/predictions.jsonl", "validation": self.folder/"validation_predictions.jsonl"}
-        return {k: [json.loads(line) for line in f.read_text(encoding="utf-8").splitlines()] for k, f in files.items() if f.exists()}
+        return {k: read_predictions(f) for k, f in files.items() if f.exists()}
 
 def find_runs(
     folder, # of a run or a study
