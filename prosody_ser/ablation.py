@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .config import TrainingError, same_run
+from .config import TrainingError, same_run, set_otherwise
 from .evaluation import LOWER_IS_BETTER, SHOWN
 from .tracking import close_trackers, grouped
 from .trainer import check_resume, fit, finish_run, is_whole, main_first, main_process, prepare, say, selection_metric
@@ -68,6 +68,7 @@ def run_one(
     done, settings = Path(run.save_dir)/"validation.json", Path(run.save_dir)/"train_config.json"
     with main_first(): finished = done.exists() and same_run(run, settings)
     if finished: return json.loads(done.read_text(encoding="utf-8"))
+    if done.exists() and settings.exists(): say(f"trained before, but now set otherwise: {', '.join(set_otherwise(run, settings))}; training it again")
     for old in (done, done.with_name("error.txt")): old.unlink(missing_ok=True)
     past = fit(run, data, tokenizer)
     result = dict(alpha_asr=run.alpha_asr, alpha_prosody=run.alpha_prosody, seed=run.seed, best=past["best"], training=in_training(past))
@@ -161,12 +162,15 @@ def plot_study(
     "Scores over α with error bars over seeds, or a map over both α. Returns the figure."
     import matplotlib.pyplot as plt
     keys = [k for k in dict.fromkeys([metric, "ser/wa", "asr/wer", "prosody/f1"]) if any(k in r for r in rows)]
-    shares = [k for k in SHARES if mode != "grid" and k.endswith("share") and any(k in r for r in rows)]
-    n = len(keys) + bool(shares)
+    shares = [k for k in SHARES if k.endswith("share") and any(k in r for r in rows)]
+    maps = {k: f"{SHARES[k]}: share of the gradient" for k in shares if mode == "grid" and k != "ser/grad_share"}
+    n = len(keys) + (len(maps) if mode == "grid" else bool(shares))
     fig, axes = plt.subplots(1, n, figsize=(3.1 * n, 2.8), layout="constrained", squeeze=False)
     for ax, k in zip(axes[0], keys):
         _map(ax, rows, k) if mode == "grid" else _curve(ax, rows, k, mode)
         ax.set_title(SHOWN[k] + (", lower is better" if k in LOWER_IS_BETTER else "") + (" (chooses)" if k == metric and n > 1 else ""), fontsize=9)
+    for ax, k in zip(axes[0, len(keys):], maps): _map(ax, rows, k, star=False); ax.set_title(maps[k], fontsize=9)
+    if mode == "grid": fig.supxlabel("* the best of each score", fontsize=8, color="0.4"); return fig
     for k in shares: _errorbar(axes[0, -1], rows, k, label=SHARES[k])
     if shares: _alpha_axis(axes[0, -1], rows, mode); axes[0, -1].legend(fontsize=7); axes[0, -1].set_title("share of the gradient on the backbone", fontsize=9); axes[0, -1].set_ylim(-.03, 1.03)
     if grey := [line for ax in axes[0] for line in ax.lines if "published" in str(line.get_label())]:
@@ -191,8 +195,8 @@ def _curve(ax, rows, k, mode):
     _errorbar(ax, rows, k)
     _alpha_axis(ax, rows, mode)
 
-def _map(ax, rows, k):
-    "A score over both α, the best marked."
+def _map(ax, rows, k, star=True):
+    "A score or share over both α, the best marked."
     across, up = (sorted({r[a] for r in rows}) for a in ("alpha_prosody", "alpha_asr"))
     grid = np.full((len(up), len(across)), np.nan)
     for r in rows: grid[up.index(r["alpha_asr"]), across.index(r["alpha_prosody"])] = r.get(k, np.nan)
@@ -201,7 +205,7 @@ def _map(ax, rows, k):
     best = np.nanargmin(grid) if low else np.nanargmax(grid)
     for i, v in enumerate(grid.flat):
         dark = (image.norm(v) < .5) != low
-        if np.isfinite(v): ax.text(i % len(across), i // len(across), f"{v:.2f}" + ("*" if i == best else ""), ha="center", va="center", fontsize=7, color="w" if dark else "k")
+        if np.isfinite(v): ax.text(i % len(across), i // len(across), f"{v:.2f}" + ("*" if star and i == best else ""), ha="center", va="center", fontsize=7, color="w" if dark else "k")
     ax.set_xticks(range(len(across)), [f"{a:g}" for a in across]); ax.set_yticks(range(len(up)), [f"{a:g}" for a in up])
     ax.set_xlabel(named("grid")["alpha_prosody"]); ax.set_ylabel(named("grid")["alpha_asr"])
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LOW', 'HIGH', 'DECODING', 'TRACKERS', 'LOGGED', 'TAKES', 'ConfigError', 'TrainingError', 'check_settings',
            'with_decoding', 'check_decoding', 'check_study', 'check_alpha_mode', 'TrainConfig', 'EvaluateConfig',
-           'parse', 'unknown', 'from_parameters', 'is_required', 'default_of', 'changed', 'save_config', 'same_run',
-           'kind_of', 'typed']
+           'parse', 'unknown', 'from_parameters', 'is_required', 'default_of', 'changed', 'save_config',
+           'set_otherwise', 'same_run', 'kind_of', 'typed']
 
 # %% ../nbs/08_config.ipynb #c003
 import difflib
@@ -252,7 +252,7 @@ def parse(
     "A configuration from command-line arguments."
     from argparse import ArgumentDefaultsHelpFormatter
     from transformers import HfArgumentParser   # here: reading a configuration needs no transformers
-    parser = HfArgumentParser(config_class, prog=prog, formatter_class=ArgumentDefaultsHelpFormatter, **(dict(description=config_class.__doc__) | about))
+    parser = HfArgumentParser(config_class, prog=prog, formatter_class=ArgumentDefaultsHelpFormatter, **(dict(description=config_class.__doc__, usage="%(prog)s [--help] [--SETTING VALUE ...]") | about))
     try: config, rest = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
     except ConfigError as e: parser.error(str(e))
     if rest: parser.error(unknown(rest[0].split("=")[0].lstrip("-"), config_class))
@@ -306,14 +306,20 @@ def save_config(
 
 LOGGED = {"use_wandb", "wandb_project", "wandb_tags", "wandb_group", "experiment_name", "report_to", "track_audio"}     # where a run is logged, not what it is
 
+def set_otherwise(
+    config, # `TrainConfig`
+    path,   # JSON file that `save_config` wrote
+) -> list[str]:
+    "Names of the settings that an earlier run had otherwise. Where it was logged, whether it was resumed and what study it ends does not matter."
+    old, new = json.loads(Path(path).read_text(encoding="utf-8")), asdict(config)
+    return [k for k in old | new if k not in LOGGED | {"resume", "run_ablation_study"} and not k.startswith("ablation_") and (k not in old or k not in new or old[k] != new[k])]
+
 def same_run(
     config, # `TrainConfig`
     path,   # JSON file that `save_config` wrote, or none
 ) -> bool:
-    "Whether a finished run was made with these settings, so that it need not be repeated. Where it was logged, whether it was resumed and what study it ends does not matter."
-    if not Path(path).exists(): return False
-    what = lambda settings: {k: v for k, v in settings.items() if k not in LOGGED | {"resume", "run_ablation_study"} and not k.startswith("ablation_")}
-    return what(json.loads(Path(path).read_text(encoding="utf-8"))) == what(asdict(config))
+    "Whether a finished run was made with these settings, so that it need not be repeated."
+    return Path(path).exists() and not set_otherwise(config, path)
 
 # %% ../nbs/08_config.ipynb #c014
 def kind_of(

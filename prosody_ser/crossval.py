@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .config import ConfigError, same_run, save_config
+from .config import ConfigError, same_run, save_config, set_otherwise
 from .data import ManifestError, group_of, read_manifest, repeated_rows, speaker_folds, write_manifest
 from .evaluation import SHOWN, intervals, plot_confusion, read_predictions, score, write_predictions
 from .tokenizer import TokenizerError
 from .tracking import grouped
-from .trainer import is_whole, run_training
+from .trainer import is_whole, run_training, say
 
 # %% ../nbs/10b_crossval.ipynb #c006
 def make_folds(
@@ -72,7 +72,9 @@ def run_fold(
     folder, settings = Path(run.save_dir), Path(run.save_dir)/"train_config.json"
     same = same_run(run, settings)
     if not (same and (folder/"test_results.json").exists()):
-        if (folder/"test_results.json").exists(): (folder/"test_results.json").unlink()
+        if (folder/"test_results.json").exists():
+            (folder/"test_results.json").unlink()
+            if settings.exists(): say(f"trained before, but now set otherwise: {', '.join(set_otherwise(run, settings))}; training it again")
         run_training(replace(run, resume=same and any(map(is_whole, folder.glob("checkpoint-*")))))
         save_config(run, settings)                                     # whether it was resumed is not a setting of the study
     return dict(fold=fold, seed=run.seed, metrics=json.loads((folder/"test_results.json").read_text(encoding="utf-8"))["metrics"], records=read_predictions(folder))

@@ -137,13 +137,14 @@ def compare(
         row = dict(settings={k: compared(members[0])[k] for k in names}, seeds=[r["settings"].get("seed", 0) for r in members], paths=[r["path"] for r in members],
                    metric=members[0]["metric"], scores={"val": _score([r["best"][r["metric"]] for r in members])})
         for k in SHOWN:
-            if tested and all(k in t for t in tested): row["scores"][k] = _score([t[k] for t in tested], float(np.mean([t[f"{k}_floor"] for t in tested])))
+            if tested and all(k in t for t in tested): row["scores"][k] = _score([t[k] for t in tested], float(np.mean([t[f"{k}_floor"] for t in tested])), [tested[0].get(f"{k}_{end}") for end in ("low", "high")])
         rows.append(row)
     return sorted(rows, key=lambda row: [_sorting(v) for v in row["settings"].values()])
 
-def _score(values, floor=None):
+def _score(values, floor=None, ends=(None, None)):
     mean, sd = mean_sd(values)
-    return dict(mean=mean, sd=sd, floor=floor, values=values)
+    low, high = ends if sd is None else (None, None)              # with several seeds their spread is told, with one the test's own interval
+    return dict(mean=mean, sd=sd, low=low, high=high, floor=floor, values=values)
 
 def chosen(
     rows, # from `compare`
@@ -175,8 +176,9 @@ def said(
 def cell(
     score, # from `compare`
 ) -> str:
-    "mean ± sd (floor)"
-    return f"{score['mean']:.3f}" + (f" ± {score['sd']:.3f}" if score["sd"] is not None else "") + (f" ({score['floor']:.3f})" if score["floor"] is not None else "")
+    "mean ± sd (floor), or score [low, high] (floor)"
+    spread = f" ± {score['sd']:.3f}" if score["sd"] is not None else f" [{score['low']:.3f}, {score['high']:.3f}]" if score["low"] is not None else ""
+    return f"{score['mean']:.3f}{spread}" + (f" ({score['floor']:.3f})" if score["floor"] is not None else "")
 
 MAIN = "ser/wa", "ser/ua", "ser/macro_f1", "asr/wer", "asr/cer", "prosody/f1"      # of the table; the CSV has all
 
@@ -196,7 +198,7 @@ def comparison_notes(
     left, # from `read_runs`
 ) -> list[str]:
     "What a reader must know besides the scores."
-    notes = ["mean ± standard deviation over seeds, (floor): what one and the same answer for every row would get"]
+    notes = ["mean ± standard deviation over seeds, [95 % interval] of a single run, (floor): what one and the same answer for every row would get"]
     if len(rows) > 1: notes.append("* best on validation" if chosen(rows) else "the runs were chosen by different metrics; their validation scores cannot be compared")
     if any("test_jsonl" in r["settings"] for r in rows): notes.append("beware: the runs were tested on different manifests; differences may be those of the test sets")
     if len({tuple(r["seeds"]) for r in rows}) > 1: notes.append("beware: the rows have different seeds: " + "; ".join(f"{' '.join(map(str, r['seeds']))}" for r in rows))
@@ -214,7 +216,7 @@ def comparison_table(
 def plot_comparison(
     rows, # from `compare`
 ):
-    "Validation and each task's main test score, one line a row of the table: every run, mean and spread, the floor. Returns the figure."
+    "Validation and each task's main test score, one line a row of the table: every run, mean and spread (of a single run its interval), the floor. Returns the figure."
     import matplotlib.pyplot as plt
     heads, main = columns(rows), [k for k in ("val", "ser/ua", "asr/wer", "prosody/f1") if any(k in r["scores"] for r in rows)]
     labels = [textwrap.fill(", ".join(f"{h} {said(r['settings'][k])}" for h, k in heads.items()) or "all runs", 44, max_lines=4, placeholder=" ...") for r in rows]
@@ -223,7 +225,8 @@ def plot_comparison(
         for y, r in enumerate(rows):
             if not (s := r["scores"].get(k)): continue
             ax.plot(s["values"], [y] * len(s["values"]), ".", color="0.7", ms=6)
-            ax.errorbar(s["mean"], y, xerr=s["sd"] or 0, fmt="o", color="tab:green" if r is chosen(rows) else "tab:blue", ms=4, capsize=3)
+            around = [[s["mean"] - s["low"]], [s["high"] - s["mean"]]] if s["low"] is not None else s["sd"] or 0
+            ax.errorbar(s["mean"], y, xerr=around, fmt="o", color="tab:green" if r is chosen(rows) else "tab:blue", ms=4, capsize=3)
             if s["floor"] is not None: ax.plot([s["floor"]] * 2, [y - .4, y + .4], ":", color="tab:red", lw=1.2)
         metric = rows[0]["metric"] if k == "val" else k
         name = SHOWN.get(metric, metric) if k != "val" or len({r["metric"] for r in rows}) == 1 else "what chose"
@@ -260,7 +263,7 @@ def gather(
 
 def _flat(row):
     "A row of the comparison as numbers under flat names."
-    scores = {f"{'validation' if k == 'val' else k}{end}": s[part] for k, s in row["scores"].items() for part, end in (("mean", ""), ("sd", "_sd"), ("floor", "_floor")) if not (k == "val" and part == "floor")}
+    scores = {f"{'validation' if k == 'val' else k}{end}": s[part] for k, s in row["scores"].items() for part, end in (("mean", ""), ("sd", "_sd"), ("low", "_low"), ("high", "_high"), ("floor", "_floor")) if part in ("mean", "sd") or k != "val"}
     return row["settings"] | dict(runs=len(row["seeds"]), seeds=" ".join(map(str, row["seeds"])), chosen_by=row["metric"]) | scores
 
 def _write_csv(path, rows):

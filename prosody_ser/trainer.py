@@ -6,10 +6,10 @@
 __all__ = ['NEEDS', 'FP16_PATIENCE', 'LEFT_BY_A_RUN', 'MAY_CHANGE', 'main_process', 'main_first', 'give_back_memory', 'say',
            'check_labels', 'load_splits', 'prepare_tokenizer', 'count_infeasible', 'gradient_products',
            'gradient_shares', 'part_of', 'MTLTrainer', 'KeepBest', 'aside', 'replace_folder', 'read_best', 'history',
-           'write_history', 'plot_history', 'plot_shares', 'plot_alphas', 'Progress', 'precision', 'processor_has_bf16',
-           'check_bf16', 'selection_metric', 'training_arguments', 'emotion_loss_options', 'build_model',
-           'build_trainer', 'is_whole', 'last_checkpoint', 'check_resume', 'with_features', 'fit', 'prepare',
-           'run_training', 'set_temperature', 'finish_run', 'model_card']
+           'write_history', 'plot_history', 'plot_shares', 'plot_alphas', 'Progress', 'say_once', 'precision',
+           'processor_has_bf16', 'check_bf16', 'selection_metric', 'training_arguments', 'emotion_loss_options',
+           'build_model', 'build_trainer', 'is_whole', 'last_checkpoint', 'check_resume', 'with_features', 'fit',
+           'prepare', 'run_training', 'set_temperature', 'finish_run', 'model_card']
 
 # %% ../nbs/09_trainer.ipynb #c003
 import gc
@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import warnings
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -389,7 +390,7 @@ def plot_history(
     shown = [t for t, ms in panels.items() if ms]
     shares, learned = ([t for t in ("ser", "asr", "prosody") if any(f"{t}/{what}" in e for e in past["train"])] for what in ("grad_share", "alpha"))
     n = 1 + len(shown) + bool(shares) + bool(learned)
-    fig, axes = plt.subplots(1, n, figsize=(3.2 * n, 2.8), layout="constrained", squeeze=False)
+    fig, axes = plt.subplots(1, n, figsize=(3.2 * n, 3.3), layout="constrained", squeeze=False)
     for key in ("loss", "ser/loss", "asr/loss", "prosody/loss"):
         points = [(e["epoch"], e[key]) for e in past["train"] if key in e]
         if points: axes[0, 0].plot(*zip(*points), "." if len(points) == 1 else "-", label=key, lw=2 if key == "loss" else 1)
@@ -403,7 +404,7 @@ def plot_history(
     if shares: plot_shares(axes[0, 1 + len(shown)], past["train"], shares)
     if learned: plot_alphas(axes[0, -1], past["train"], learned)
     for ax, task in zip(axes[0, 1:], shown): ax.set_title(f"{task}, validation", fontsize=10)
-    for ax in axes[0]: ax.legend(fontsize=7); ax.set_xlabel("epoch")
+    for ax in axes[0]: ax.set_xlabel("epoch"); ax.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(.5, -.22), ncols=2)      # under the axes, where it covers no curve
     return fig
 
 # %% ../nbs/09_trainer.ipynb #c020
@@ -444,6 +445,11 @@ class Progress(ProgressCallback):
         if advice and logs["epoch"] >= 2 and not self.advised: self.training_bar.write(f"beware: {advice}"); self.advised = True   # every model starts silent
 
 # %% ../nbs/09_trainer.ipynb #c024
+@cache
+def say_once(what):
+    "Print what holds for every run of a study, once."
+    say(what)
+
 def precision(
     use_amp,  # what the user asked for
     cpu_bf16=False, # likewise
@@ -452,7 +458,7 @@ def precision(
     if cpu_bf16: say("cpu_bf16: training in bf16 on this processor"); return dict(bf16=True)
     if not use_amp: return {}
     half = half_precision()
-    if half is None: say("use_amp: no GPU here, training in float32" + ("; this processor has bf16, try --cpu_bf16" if processor_has_bf16() else "")); return {}
+    if half is None: say_once("use_amp: no GPU here, training in float32" + ("; this processor has bf16, try --cpu_bf16" if processor_has_bf16() else "")); return {}
     return dict(bf16=True) if half == torch.bfloat16 else dict(fp16=True)
 
 def processor_has_bf16() -> bool:
