@@ -126,12 +126,13 @@ def test_character_coverage(corpus, tmp_path):
 
 def test_loader_and_precision_flags_reach_the_trainer(corpus, tmp_path, monkeypatch, capsys):
     """What has no effect on a CPU's numbers is seen in the trainer's arguments."""
+    from prosody_ser import trainer
+    trainer.say_once.cache_clear()
     args = training_arguments(config(corpus, tmp_path, num_workers=2, prefetch_factor=5, experiment_name="mine"))
     assert (args.dataloader_num_workers, args.dataloader_prefetch_factor, args.run_name) == (2, 5, "mine")
     if not torch.cuda.is_available():
         assert "use_amp: no GPU here" in capsys.readouterr().out
         assert not (args.bf16 or args.fp16 or args.dataloader_pin_memory)
-    from prosody_ser import trainer
     for bf16, expected in ((True, dict(bf16=True)), (False, dict(fp16=True))):
         monkeypatch.setattr(trainer.torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(trainer.torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
