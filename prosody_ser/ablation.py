@@ -119,12 +119,13 @@ def gather(
                 values = [r[part][k] for r in same if k in r[part]]
                 if values: row |= {k: float(np.mean(values)), f"{k}_sd": float(np.std(values, ddof=1)) if len(values) > 1 else None}
         rows.append(row)
-    sign = -1 if metric in LOWER_IS_BETTER else 1
-    return rows, max(rows, key=lambda r: sign * r[metric], default=None)
+    sign, whole = -1 if metric in LOWER_IS_BETTER else 1, max((r["seeds"] for r in rows), default=0)
+    return rows, max((r for r in rows if r["seeds"] == whole), key=lambda r: sign * r[metric], default=None)      # what one seed of three survived is no choice
 
 def _markdown(rows, head, keys):
     "A Markdown table of some columns, mean ± standard deviation."
     cell = lambda r, k: "" if k not in r else f"{r[k]:.3f}" + (f" ± {r[k + '_sd']:.3f}" if r[k + "_sd"] is not None else "")
+    head = head | {"seeds": "seeds"}
     lines = ["| " + " | ".join([*head.values(), *keys.values()]) + " |", "|---" * (len(head) + len(keys)) + "|"]
     return "\n".join(lines + ["| " + " | ".join([f"{r[h]:g}" for h in head] + [cell(r, k) for k in keys]) + " |" for r in rows])
 
@@ -142,10 +143,11 @@ def study_table(
     rows, # from `gather`
     mode="joint", # of the study
     failed=(), # results with an `error`
+    note="",   # from `within_noise`
 ) -> str:
-    "The study as Markdown tables: scores, shares of the gradient, the paper's figures, what failed."
+    "The study as Markdown tables: scores, how sure the choice is, shares of the gradient, the paper's figures, what failed."
     head, pick = named(mode), lambda names: {k: v for k, v in names.items() if any(k in r for r in rows)}
-    parts = [_markdown(rows, head, pick(SHOWN))] if rows else []
+    parts = [_markdown(rows, head, pick(SHOWN))] * bool(rows) + [note] * bool(note)
     if shares := pick(SHARES): parts += ["Shares of the gradient that reaches the backbone, and its direction, in training:", _markdown(rows, head, shares)]
     if paper_beside(rows, mode):
         published = "\n".join(f"| {a:g} | {wa:.2%} | {wer:.3f} |" for a, wa, wer in zip(PAPER["alpha"], *PAPER["scores"].values()))
@@ -225,11 +227,12 @@ def run_ablation(
     failed = [r for r in results if "error" in r]
     if not rows: raise TrainingError(f"all {len(runs)} runs of the study failed; the first one: {failed[0]['error']}\n{config.save_dir}/ablation_results.json has every error. "
                                      "Mend the cause and start the study again.")
-    if main_process(): write_study(config, rows, failed)
+    note = within_noise(rows, best, metric)
+    if main_process(): write_study(config, rows, failed, note)
     if failed: say(f"{len(failed)} of {len(runs)} runs failed: {', '.join(Path(r['folder']).name for r in failed)}. Start the study again to repeat them alone.")
     chosen = best_alphas(best, config)
     say(f"\n{study_table(rows, config.ablation_mode)}\n\nbest on validation by {metric}: {' '.join(f'--{k} {v:g}' for k, v in chosen.items())}; training the final model with it")
-    if note := within_noise(rows, best, metric): say(note)
+    if note: say(note)
     final = replace(config, **chosen, run_ablation_study=False, resume=config.resume and any(map(is_whole, Path(config.save_dir).glob("checkpoint-*"))))
     check_resume(final); final = grouped(final, config)
     folder = Path(config.save_dir)
@@ -275,11 +278,12 @@ def write_study(
     config, # `TrainConfig` of the study
     rows,   # from `gather`
     failed, # results with an `error`
+    note,   # from `within_noise`
 ):
     "The study's tables and figure."
     import matplotlib.pyplot as plt
     folder, mode = Path(config.save_dir), config.ablation_mode
-    (folder/"ablation_table.md").write_text(study_table(rows, mode, failed) + "\n", encoding="utf-8")
+    (folder/"ablation_table.md").write_text(study_table(rows, mode, failed, note) + "\n", encoding="utf-8")
     with (folder/"ablation_table.csv").open("w", newline="", encoding="utf-8") as f:
         writer = csv.DictWriter(f, dict.fromkeys(k for r in rows for k in r)); writer.writeheader(); writer.writerows(rows)
     fig = plot_study(rows, selection_metric(config), mode); fig.savefig(folder/"ablation.png", dpi=150); plt.close(fig)

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['SEVERITIES', 'SEGMENT', 'CONFUSABLE', 'LONG', 'SHORT', 'FASTEST', 'SLOWEST', 'SAME_WORDS', 'CHEAP', 'SILENT',
-           'CLIPPED', 'Finding', 'Place', 'place_of', 'title_of', 'unmark', 'nfc', 'stand_ins', 'bare', 'Survey',
-           'survey', 'row_findings', 'repeated', 'class_counts', 'unknown_labels', 'rare_classes', 'absent_classes',
-           'total_variation', 'label_shift', 'prominence', 'durations', 'long_and_short', 'pace', 'tokens',
-           'marks_in_words', 'confusable_letters', 'unicode_form', 'odd_words', 'unseen_words', 'same_text', 'overlaps',
-           'straddling', 'Sound', 'clipped_share', 'listen', 'sound_findings', 'audit', 'read_splits',
-           'audit_manifests', 'report', 'summary', 'to_json', 'exit_code', 'fix', 'fix_manifest', 'plot_splits']
+           'CLIPPED', 'Finding', 'Place', 'place_of', 'title_of', 'series_of', 'name_speakers', 'unmark', 'nfc',
+           'stand_ins', 'bare', 'Survey', 'survey', 'row_findings', 'repeated', 'class_counts', 'unknown_labels',
+           'rare_classes', 'absent_classes', 'total_variation', 'label_shift', 'prominence', 'durations',
+           'long_and_short', 'pace', 'tokens', 'marks_in_words', 'confusable_letters', 'unicode_form', 'odd_words',
+           'unseen_words', 'same_text', 'overlaps', 'straddling', 'Sound', 'clipped_share', 'listen', 'sound_findings',
+           'audit', 'read_splits', 'audit_manifests', 'report', 'summary', 'to_json', 'exit_code', 'fix',
+           'fix_manifest', 'plot_splits']
 
 # %% ../nbs/00b_audit.ipynb #c003
 import hashlib
@@ -76,6 +77,23 @@ def title_of(
     title = Path(recording).stem if recording.lower().endswith((".wav", ".flac", ".mp3", ".ogg")) else recording
     while (shorter := _SEQUEL.sub("", title)) not in ("", title): title = shorter
     return recording if title.lower() in _NOT_TITLES else title
+
+def series_of(
+    u, # `Utterance`
+) -> str: # for `split_by_group(rows, group=series_of)`
+    "The series of a row's recording; the folder's, where the file's name tells no recording."
+    place = place_of(u)
+    return title_of(place.recording if place and place.recording != u.audio_filepath else Path(u.audio_filepath).parent.name or u.audio_filepath)
+
+def name_speakers(
+    utterances, # list of `Utterance`
+    speaker,    # regular expression with the group speaker that reads `audio_filepath`, such as "(?P<speaker>spk[0-9]+)_"
+) -> list:      # of `Utterance`
+    "Rows with the speaker that their file's name tells; one that is given stays. Raises `ManifestError` for a wrong expression."
+    try: pattern = re.compile(speaker)
+    except re.error as e: raise ManifestError(f"speaker {speaker!r} is not a regular expression ({e}).") from None
+    if "speaker" not in pattern.groupindex: raise ManifestError(f'speaker {speaker!r} has no group speaker. Name it: "(?P<speaker>spk[0-9]+)_".')
+    return [replace(u, speaker=m["speaker"]) if u.speaker is None and (m := pattern.search(u.audio_filepath)) else u for u in utterances]
 
 # %% ../nbs/00b_audit.ipynb #c014
 CONFUSABLE = {"ꜫ": "ɛ", "Ꜫ": "Ɛ", "ε": "ɛ", "ↄ": "ɔ", "Ↄ": "Ɔ", "ͻ": "ɔ", "’": "'", "‘": "'", "ʼ": "'"}   # stand-in -> what is meant
@@ -324,7 +342,10 @@ def tokens(survey):
     types, size, used = len({bare(w) for w in survey.words[train]}), len(survey.tokenizer), {i for w in survey.words[train] for i in ids[w]}
     vocabulary = size > types and Finding("vocabulary", "warning", size - len(used), size, f"pieces of the tokenizer never occur in {train}", [f"{size} pieces for {types} different words (without case and punctuation)"],
         "With more pieces than words most pieces are seen too rarely to be learned.", "Train a tokenizer with some hundred to a few thousand pieces, or with characters.")
-    return [_finding("CTC-infeasible", "warning", infeasible, len(timed), f"transcripts need more frames than {survey.frame_rate:g} a second give",
+    texts = sum(bool(u.words) for u in survey.rows)
+    unchecked = texts > len(timed) and Finding("CTC-infeasible, unchecked", "note", texts - len(timed), texts, "transcripts are of audio whose length is not known", [],
+        "Whether they have more tokens than frames cannot be told.", "Name the folder of the audio (--audio_base_path).")
+    return [unchecked or None, _finding("CTC-infeasible", "warning", infeasible, len(timed), f"transcripts need more frames than {survey.frame_rate:g} a second give",
                      "CTC has no path for them: their loss is set to 0, and in a test set they cannot be right.", "Check cuts and transcripts of these rows; for many of them use a tokenizer with longer pieces."), unknown, vocabulary or None]
 
 # %% ../nbs/00b_audit.ipynb #c027
@@ -372,12 +393,17 @@ def unseen_words(survey):
 SAME_WORDS = 4   # shorter transcripts are the same by chance
 
 def same_text(survey):
-    "Transcripts of the other splits that are in training, too."
-    train, *others = survey.splits
-    said = {tuple(u.words): u.where for u in reversed(survey.splits[train]) if u.words}
-    rows = [u for s in others for u in survey.splits[s] if len(u.words or []) >= SAME_WORDS]
-    return _finding("same text across splits", "warning", [(u, f"{u.text[:40]!r} is also {said[tuple(u.words)]}") for u in rows if tuple(u.words) in said], len(rows),
-                    f"transcripts of at least {SAME_WORDS} words are in {train}, too", "Word error rate then measures memory, and an emotion may be guessed from the sentence.", "Split by text as well, or report the score on new sentences apart.")
+    "Transcripts that another split has, too."
+    said, picked, total = {}, [], 0                                       # plain words -> the first row that says them, and its split
+    for i, (s, us) in enumerate(survey.splits.items()):
+        for u in us:
+            plain = tuple(filter(None, map(bare, u.words or [])))
+            if len(plain) < SAME_WORDS: continue
+            first, where = said.setdefault(plain, (s, u.where or u.audio_filepath))
+            total += i > 0
+            if first != s: picked.append((u, f"{u.text[:40]!r} is also {where}"))
+    return _finding("same text across splits", "warning", picked, total,
+                    f"transcripts of at least {SAME_WORDS} words are in an earlier split, too (without case and punctuation)", "Word error rate then measures memory, and an emotion may be guessed from the sentence.", "Split by text as well, or report the score on new sentences apart.")
 
 def _by_recording(survey):
     "Recording -> its (start, end, split, utterance), in order of time."
@@ -424,10 +450,11 @@ def straddling(survey):
     for parts in series.values():
         other = next((p for p in parts if p[0] != parts[0][0] and p[1] != parts[0][1]), None)
         if other: sequels.append((other[2], f"{other[1]} is in {other[0]}, {parts[0][1]} in {parts[0][0]}"))
-    why, cure = "The model has heard these voices: scores say how well it knows them, not how well it does on new ones.", "Give every speaker, film and series to one split (split_by_group)."
+    why, cure = "The model has heard these voices: scores say how well it knows them, not how well it does on new ones.", "Give every speaker and film to one split (split_by_group)."
+    together = "Give all parts to one split: split_by_group(rows, group=series_of), with series_of from prosody_ser.audit."
     return [_finding("straddling groups", "warning", picked, len(groups), "speakers or films stand in more than one split", why, cure),
-            _finding("sequels", "warning", sequels, len(series), "titles have parts in more than one split", why, cure),
-            Finding("unknown groups", "note", len(survey.rows), len(survey.rows), "rows have neither a speaker, nor a recording in their name, nor a folder that tells", [], "Whether splits share voices cannot be seen.", 'Add "speaker" to the rows.') if unknown else None]
+            _finding("sequels", "warning", sequels, len(series), "titles have parts in more than one split", why, together),
+            Finding("unknown groups", "note", len(survey.rows), len(survey.rows), "rows have neither a speaker, nor a recording in their name, nor a folder that tells", [], "Whether splits share voices cannot be seen.", 'Add "speaker" to the rows, or say how file names tell it: --speaker "(?P<speaker>spk[0-9]+)_".') if unknown else None]
 
 # %% ../nbs/00b_audit.ipynb #c031
 CHEAP = (unknown_labels, repeated, class_counts, rare_classes, absent_classes, label_shift, prominence, durations, long_and_short, pace, tokens,
@@ -529,10 +556,12 @@ def read_splits(
 
 def audit_manifests(
     manifests, # JSONL files, the training one first
+    speaker=None, # regular expression that reads the speaker from file names, see `name_speakers`
     **more,    # parameters of `audit`
 ):             # (dict: name -> list of `Utterance` that can be read, findings)
     "Read manifests and audit them."
     splits, wrong = read_splits(manifests)
+    if speaker is not None: splits = {s: name_speakers(us, speaker) for s, us in splits.items()}
     return splits, sorted(wrong + audit(splits, **more), key=lambda f: SEVERITIES.index(f.severity))
 
 # %% ../nbs/00b_audit.ipynb #c037
@@ -599,11 +628,14 @@ def fix_manifest(
     manifest,     # JSONL file
     path,         # JSONL file to write; its folder is made
     corpus=None,  # rows of all splits, which tell the right letters; None: those of this manifest
+    speaker=None, # regular expression that reads the speaker from file names, see `name_speakers`
 ) -> dict:        # name of a fix -> how many
     "Write a manifest with the safe fixes; other fields and rows that cannot be read are copied."
     if Path(path).resolve() == Path(manifest).resolve(): raise ManifestError(f"{path}: is the manifest itself. Give another file; the original is kept.")
     rows, problems = read_rows(manifest)
-    fixed, counts = fix(rows, corpus)
+    named = rows if speaker is None else name_speakers(rows, speaker)
+    fixed, counts = fix(named, corpus)
+    if n := sum(a != b for a, b in zip(rows, named)): counts["speakers from names"] = n
     fixed, wrong = {u.where: u for u in fixed}, {p.where for p in problems}
     lines = []
     for i, line in enumerate(Path(manifest).read_bytes().splitlines(), 1):
@@ -611,7 +643,7 @@ def fix_manifest(
         if where in wrong: lines.append(line)
         if where in fixed:
             row, u = json.loads(line.decode("utf-8-sig")), fixed[where]
-            row |= {k: getattr(u, k) for k in ("words", "prosody_annotations", "word_times") if k in row}
+            row |= {k: getattr(u, k) for k in ("words", "prosody_annotations", "word_times") if k in row} | ({"speaker": u.speaker} if speaker is not None and u.speaker else {})
             lines.append(json.dumps(row, ensure_ascii=False).encode())
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_bytes(b"\n".join(lines) + b"\n")

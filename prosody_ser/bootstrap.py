@@ -16,13 +16,19 @@ def clusters(
     records, # from `to_records`
 ):           # the group (N,) of each record as an index; dict: by, groups, and a note where there is something to beware of
     "What the bootstrap draws: speakers, else films, else utterances."
-    groups = {g: i for i, g in enumerate(dict.fromkeys(r.get("group") or i for i, r in enumerate(records)))}
+    alone = [(str(r["id"]), r.get("start"), r.get("end")) if "id" in r else i for i, r in enumerate(records)]      # one utterance, however many seeds heard it
+    owner, n = _index([r.get("group") or a for r, a in zip(records, alone)])
     known, speakers = sum(bool(r.get("group")) for r in records), sum(bool(r.get("speaker")) for r in records)
     by = "utterance" if not known else "speaker" if speakers == len(records) else "film" if not speakers else "speaker or film"
-    if len(groups) < FEWEST_GROUPS:
-        return np.arange(len(records)), dict(by="utterance", groups=len(records), note=f"only {len(groups)} {by if len(groups) == 1 else by + 's'}: nothing is known about new ones")
-    note = dict(note="few groups, the interval is too narrow") if len(groups) < FEW_GROUPS and known else {}
-    return np.array([groups[r.get("group") or i] for i, r in enumerate(records)]), dict(by=by, groups=len(groups)) | note
+    if n < FEWEST_GROUPS:
+        owner, rows = _index(alone)
+        return owner, dict(by="utterance", groups=rows, note=f"only {n} {by if n == 1 else by + 's'}: nothing is known about new ones")
+    return owner, dict(by=by, groups=n) | (dict(note="few groups, the interval is too narrow") if n < FEW_GROUPS and known else {})
+
+def _index(keys):
+    "Equal keys get equal indices (N,); how many there are."
+    order = {k: i for i, k in enumerate(dict.fromkeys(keys))}
+    return np.array([order[k] for k in keys]), len(order)
 
 # %% ../nbs/06c_bootstrap.ipynb #c009
 def draws(

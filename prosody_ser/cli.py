@@ -93,6 +93,7 @@ def audit(argv):
     parser.add_argument("--tokenizer_path", help="SentencePiece .model file: also finds transcripts too long for CTC, letters without a piece, a vocabulary too large")
     parser.add_argument("--frame_rate", type=float, default=50, help="frames a second of the backbone; tiny has 25")
     parser.add_argument("--segment", help="regular expression with the groups recording, start and end (milliseconds) that reads file names; default: film_START_END.wav")
+    parser.add_argument("--speaker", metavar="REGEX", help="regular expression with the group speaker that reads it from audio_filepath where rows have none, such as '(?P<speaker>spk[0-9]+)_'; --fix writes it down")
     parser.add_argument("--fix", metavar="OUT", help="write the manifest with the safe fixes: a .jsonl file, or a folder for several manifests")
     parser.add_argument("--plot", metavar="PNG", help="draw durations and shares of the emotions of the splits")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
@@ -111,12 +112,12 @@ def run_audit(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")                                # nobody has asked for a size
         pieces, segment = args.tokenizer_path and SentencePieceTokenizer(model_path=args.tokenizer_path).load_tokenizer(), args.segment or SEGMENT
-    splits, found = audit_manifests(args.manifests, audio_base_path=args.audio_base_path, tokenizer=pieces, names=args.emotion_names, frame_rate=args.frame_rate, segment=segment)
+    splits, found = audit_manifests(args.manifests, audio_base_path=args.audio_base_path, tokenizer=pieces, names=args.emotion_names, frame_rate=args.frame_rate, segment=segment, speaker=args.speaker)
     print(to_json(found) if args.json else report(found) + ("" if args.audio_base_path else "\nThe sound was not checked (--audio_base_path)."))
     aside = sys.stderr if args.json else sys.stdout                    # JSON stays JSON
     for m in args.manifests if args.fix else []:
         out = Path(args.fix) if args.fix.endswith(".jsonl") else Path(args.fix)/Path(m).name
-        counts = fix_manifest(m, out, [u for us in splits.values() for u in us])
+        counts = fix_manifest(m, out, [u for us in splits.values() for u in us], args.speaker)
         print(f"{out}: " + (", ".join(f"{n} {what}" for what, n in counts.items()) or "nothing to fix"), file=aside)
     if args.plot:
         seconds = {s: [x.seconds for x in listen(us, args.audio_base_path, f"measuring: {s}") if isinstance(x, Sound)] for s, us in splits.items()} if args.audio_base_path else None

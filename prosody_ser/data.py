@@ -256,10 +256,11 @@ def split_by_group(
     utterances,                # list of `Utterance`
     fractions=(0.8, 0.1, 0.1), # share of the utterances wanted in each split
     seed=0,                    # order in which the groups are dealt
+    group=group_of,            # function: row -> what must stay together, such as `audit.series_of`
 ) -> list[list[Utterance]]:
     "Deal whole groups to splits, largest first, each to the split that is least full for its share."
     groups = {}
-    for u in utterances: groups.setdefault(group_of(u) or u.audio_filepath, []).append(u)
+    for u in utterances: groups.setdefault(group(u) or u.audio_filepath, []).append(u)
     if len(groups) < len(fractions):
         raise ManifestError(f"{len(groups)} groups (speakers or films) cannot fill {len(fractions)} disjoint splits. Add a speaker field or ask for fewer splits.")
     order = np.random.default_rng(seed).permutation(sorted(groups))

@@ -278,7 +278,7 @@ def prosody_metrics(
     auc = {"prosody/roc_auc": roc_auc_score(marks, probabilities), "prosody/roc_auc_floor": 0.5} if 0 < marks.mean() < 1 else {}   # needs both kinds
     return auc | {"prosody/f1": f1(marks, guess), "prosody/precision": precision_score(marks, guess, zero_division=0),
             "prosody/recall": recall_score(marks, guess, zero_division=0), "prosody/accuracy": accuracy_score(marks, guess),
-            "prosody/f1_floor": constant_floor(marks.tolist(), f1),
+            **{f"prosody/{k}_floor": constant_floor(marks.tolist(), f) for k, f in (("f1", f1), ("precision", lambda t, p: precision_score(t, p, zero_division=0)), ("recall", recall_score))},
             "prosody/accuracy_floor": constant_floor(marks.tolist(), accuracy_score), "prosody/n": len(marks)}
 
 # %% ../nbs/07_evaluation.ipynb #c024
@@ -356,8 +356,8 @@ def drawn_from(
     return "95 % intervals: " + "; ".join(f"{', '.join(tasks)} by {text}" for text, tasks in same.items())
 
 # %% ../nbs/07_evaluation.ipynb #c032
-SHOWN = {"ser/wa": "emotion WA", "ser/ua": "emotion UA", "ser/macro_f1": "emotion macro-F1", "asr/wer": "WER", "asr/cer": "CER", "asr/wer_normalised": "WER normalised", "asr/cer_normalised": "CER normalised",
-         "prosody/f1": "prominence F1", "prosody/accuracy": "prominence accuracy", "prosody/roc_auc": "prominence ROC-AUC"}
+SHOWN = {"ser/wa": "emotion WA", "ser/ua": "emotion UA", "ser/macro_f1": "emotion macro-F1", "ser/weighted_f1": "emotion weighted F1", "asr/wer": "WER", "asr/cer": "CER", "asr/wer_normalised": "WER normalised", "asr/cer_normalised": "CER normalised",
+         "prosody/f1": "prominence F1", "prosody/precision": "prominence precision", "prosody/recall": "prominence recall", "prosody/accuracy": "prominence accuracy", "prosody/roc_auc": "prominence ROC-AUC"}
 LOWER_IS_BETTER = {"asr/wer", "asr/cer", "asr/wer_normalised", "asr/cer_normalised", "ser/ece", "ser/aurc"}
 
 def metrics_rows(

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .config import LOGGED, ConfigError, TrainConfig, _, default_of, unknown
+from .config import CARRIED_OUT, LOGGED, ConfigError, TrainConfig, _, default_of, unknown
 from .evaluation import LOWER_IS_BETTER, SHOWN
 
 # %% ../nbs/10c_gather.ipynb #c006
@@ -92,8 +92,7 @@ def read_runs(
     return list(runs.values()), left
 
 # %% ../nbs/10c_gather.ipynb #c010
-NOT_COMPARED = LOGGED | {"seed", "save_dir", "tokenizer_path", "resume", "retrain_tokenizer", "feature_cache", "checkpoint_interval", "checkpoint_steps", "log_steps", "grad_share_steps",
-                         "num_workers", "pin_memory", "prefetch_factor", "torch_compile", "run_ablation_study"}
+NOT_COMPARED = LOGGED | CARRIED_OUT | {"seed", "tokenizer_path", "feature_cache", "grad_share_steps", "torch_compile", "run_ablation_study"}
 
 def compared(
     facts, # of a run
@@ -137,7 +136,7 @@ def compare(
         row = dict(settings={k: compared(members[0])[k] for k in names}, seeds=[r["settings"].get("seed", 0) for r in members], paths=[r["path"] for r in members],
                    metric=members[0]["metric"], scores={"val": _score([r["best"][r["metric"]] for r in members])})
         for k in SHOWN:
-            if tested and all(k in t for t in tested): row["scores"][k] = _score([t[k] for t in tested], float(np.mean([t[f"{k}_floor"] for t in tested])), [tested[0].get(f"{k}_{end}") for end in ("low", "high")])
+            if tested and all(k in t for t in tested): row["scores"][k] = _score([t[k] for t in tested], float(np.mean([t[f"{k}_floor"] for t in tested])) if all(f"{k}_floor" in t for t in tested) else None, [tested[0].get(f"{k}_{end}") for end in ("low", "high")])
         rows.append(row)
     return sorted(rows, key=lambda row: [_sorting(v) for v in row["settings"].values()])
 

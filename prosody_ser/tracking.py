@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from .config import TRACKERS, ConfigError
+from .config import TRACKERS, ConfigError, changed
 from .data import SAMPLING_RATE, ManifestError, Utterance, load_audio, plot_utterance
 from .evaluation import answered, ctc_advice, plot_confusion, read_predictions
 from .model import Collator
@@ -68,7 +68,7 @@ def open_trackers(
 def _open_wandb(config):
     wandb, known = import_module("wandb"), Path(config.save_dir)/"wandb_run.json"
     old = json.loads(known.read_text(encoding="utf-8")) if config.resume and known.exists() else {}
-    try: run = wandb.init(project=os.environ.get("WANDB_PROJECT", config.wandb_project), name=run_name(config), group=config.wandb_group, tags=config.wandb_tags,
+    try: run = wandb.init(project=config.wandb_project if "wandb_project" in changed(config) else os.environ.get("WANDB_PROJECT", config.wandb_project), name=run_name(config), group=config.wandb_group, tags=config.wandb_tags,
                           id=old.get("id"), resume="allow" if old else None, reinit="finish_previous")
     except wandb.Error as e: raise ConfigError(f"--use_wandb: {e} Run `wandb login` first, or set WANDB_MODE=offline and `wandb sync` the run later.") from None
     known.write_text(json.dumps(dict(id=run.id, project=run.project, name=run.name, group=run.group)) + "\n", encoding="utf-8")

@@ -33,7 +33,7 @@ from transformers.trainer_callback import ProgressCallback
 from .audit import audit, summary
 from .backbones import encoder_config, glibc
 from .calibration import calibrate
-from .config import LOGGED, ConfigError, TrainConfig, TrainingError, save_config
+from .config import CARRIED_OUT, LOGGED, ConfigError, TrainConfig, TrainingError, save_run, without_effect
 from .ctc import frames_needed
 from .data import DurationBatches, ManifestError, SpeechDataset, SpeedPerturbed, check_audio, class_repeats, describe, emotion_names, read_manifest
 from .evaluation import (LOWER_IS_BETTER, by_seconds, confidence_metrics, ctc_advice, decoder_options, half_precision, metrics_table, predict, predict_emotions, read_out,
@@ -547,7 +547,7 @@ def build_trainer(
     return trainer
 
 # %% ../nbs/09_trainer.ipynb #c027
-LEFT_BY_A_RUN = "checkpoint-*", "best_model*", "test", "test_results.json", "results_summary.txt", "training_history.*", "train_config.json", "validation_*", "wandb_run.json", "tensorboard"
+LEFT_BY_A_RUN = "checkpoint-*", "best_model*", "test", "test_results.json", "results_summary.txt", "training_history.*", "train_config.json", "manifests.json", "validation_*", "wandb_run.json", "tensorboard"
 
 def is_whole(checkpoint) -> bool:
     "The trainer's state is the last file of a checkpoint: a run that was killed while writing one lacks it."
@@ -573,8 +573,8 @@ def last_checkpoint(
         print(f"{folder} held an earlier run; it was moved to {aside}" + (" (--resume would have gone on from it)" if last else ""))
     return None
 
-MAY_CHANGE = LOGGED | {"num_epochs", "early_stopping_patience", "checkpoint_interval", "checkpoint_steps", "eval_steps", "log_steps",
-              "grad_share_steps", "use_amp", "cpu_bf16", "num_workers", "pin_memory", "prefetch_factor", "decode_method", "beam_width", "top_k", "blank_skip", "lm_path", "lm_weight", "word_score", "resume", "retrain_tokenizer", "save_dir", "audio_base_path"}
+MAY_CHANGE = LOGGED | CARRIED_OUT | {"num_epochs", "early_stopping_patience", "eval_steps", "grad_share_steps", "use_amp", "cpu_bf16", "audio_base_path",
+                                     "decode_method", "beam_width", "top_k", "blank_skip", "lm_path", "lm_weight", "word_score"}
 
 def check_resume(
     config, # `TrainConfig` with `resume`
@@ -613,7 +613,7 @@ def fit(
     if idle := [NEEDS[t][1] for t in config.tasks if not config.alphas[t]]: say(f"alpha 0: the {' and '.join(idle)} head learns nothing, its scores are those of random weights")
     if config.feature_cache: data = data | with_features(config, model, {s: data[s] for s in ("train", "val")})
     with main_first(): checkpoint = last_checkpoint(config)
-    if main_process(): save_config(config, Path(config.save_dir)/"train_config.json")
+    if main_process(): save_run(config)
     if main_process(): open_trackers(config)
     trainer = build_trainer(config, model, data)
     if checkpoint: say(f"going on from {checkpoint}")
@@ -630,6 +630,7 @@ def prepare(
     check_trackers(config)
     if not config.run_ablation_study: check_resume(config)         # a study goes on by itself
     check_bf16(config); encoder_config(config.backbone, config.backbone_path)
+    for idle in without_effect(config): say(idle)
     if config.lm_path: WordLM(config.lm_path, [])
     data = load_splits(config)
     with main_first(): return data, prepare_tokenizer(config, data["train"].utterances)
