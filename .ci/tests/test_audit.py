@@ -91,3 +91,18 @@ def test_wrong_rows_do_not_stop_the_audit(corpus, tmp_path):
     assert "audio" not in found and f"{manifest}:4" in report(findings)
     assert fix_manifest(manifest, tmp_path / "fixed.jsonl") == {"wrong rows left": 2}
     assert read(tmp_path / "fixed.jsonl") == rows
+
+
+def test_speakers_from_names(corpus, tmp_path):
+    """Speakers in file names alone are found in two splits, and written down."""
+    from prosody_ser.cli import main
+    for s in ("train", "val"):
+        rows = [{k: v for k, v in u.items() if k != "speaker"} | dict(audio_filepath=f"spk{i % 2}_{s}{i}.wav") for i, u in enumerate(read(corpus / f"{s}.jsonl"))]
+        write(tmp_path / f"{s}.jsonl", rows)
+    files = [str(tmp_path / f"{s}.jsonl") for s in ("train", "val")]
+    silent, told = ({f.check: f for f in audit_manifests(files, speaker=pattern)[1]} for pattern in (None, "(?P<speaker>spk[0-9])_"))
+    assert "unknown groups" in silent and "straddling groups" not in silent
+    assert told["straddling groups"].count == 2 and "speaker spk0 is also in train" in told["straddling groups"].examples[0]
+    with pytest.raises(SystemExit):
+        main(["audit", *files, "--speaker", "(?P<speaker>spk[0-9])_", "--fix", str(tmp_path / "out")])
+    assert {u.speaker for u in read_manifest(tmp_path / "out/train.jsonl")} == {"spk0", "spk1"}
