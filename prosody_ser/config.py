@@ -6,7 +6,8 @@
 __all__ = ['LOW', 'HIGH', 'DECODING', 'TRACKERS', 'LOGGED', 'CARRIED_OUT', 'PLACES', 'TAKES', 'ConfigError', 'TrainingError',
            'check_settings', 'with_decoding', 'check_decoding', 'check_study', 'check_alpha_mode', 'without_effect',
            'TrainConfig', 'EvaluateConfig', 'parse', 'unknown', 'from_parameters', 'is_required', 'default_of',
-           'changed', 'save_config', 'manifest_digests', 'save_run', 'set_otherwise', 'same_run', 'kind_of', 'typed']
+           'changed', 'save_config', 'manifest_digests', 'other_rows', 'save_run', 'set_otherwise', 'same_run',
+           'kind_of', 'typed']
 
 # %% ../nbs/08_config.ipynb #c003
 import difflib
@@ -337,6 +338,15 @@ def manifest_digests(
     paths = {k: Path(getattr(config, k)) for k in ("train_jsonl", "val_jsonl", "test_jsonl")}
     return {k: blake2b(p.read_bytes(), digest_size=16).hexdigest() if p.is_file() else "" for k, p in paths.items()}
 
+def other_rows(
+    config, # `TrainConfig`
+    folder, # of an earlier run
+) -> list[str]: # names of settings
+    "The manifests that hold other rows than those of the earlier run; all of them where it does not say what it had."
+    path = Path(folder)/"manifests.json"
+    had = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return [k for k, digest in manifest_digests(config).items() if had.get(k) != digest]
+
 def save_run(
     config, # `TrainConfig`
 ):
@@ -353,9 +363,7 @@ def set_otherwise(
     old, new = json.loads(Path(path).read_text(encoding="utf-8")), asdict(config)
     what = lambda settings, k: (k in settings, os.path.realpath(settings[k]) if k in PLACES and settings.get(k) else settings.get(k))
     names = [k for k in old | new if k not in LOGGED | CARRIED_OUT | {"run_ablation_study"} and not k.startswith("ablation_") and what(old, k) != what(new, k)]
-    digests = Path(path).with_name("manifests.json")
-    had = json.loads(digests.read_text(encoding="utf-8")) if digests.exists() else {}
-    return names + [f"the rows of {k}" for k, digest in manifest_digests(config).items() if had.get(k) != digest and k not in names]
+    return names + [f"the rows of {k}" for k in other_rows(config, Path(path).parent) if k not in names]
 
 def same_run(
     config, # `TrainConfig`

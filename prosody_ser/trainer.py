@@ -33,7 +33,7 @@ from transformers.trainer_callback import ProgressCallback
 from .audit import audit, summary
 from .backbones import encoder_config, glibc
 from .calibration import calibrate
-from .config import CARRIED_OUT, LOGGED, ConfigError, TrainConfig, TrainingError, save_run, without_effect
+from .config import CARRIED_OUT, LOGGED, ConfigError, TrainConfig, TrainingError, other_rows, save_run, without_effect
 from .ctc import frames_needed
 from .data import DurationBatches, ManifestError, SpeechDataset, SpeedPerturbed, check_audio, class_repeats, describe, emotion_names, read_manifest
 from .evaluation import (LOWER_IS_BETTER, by_seconds, confidence_metrics, ctc_advice, decoder_options, half_precision, metrics_table, predict, predict_emotions, read_out,
@@ -586,6 +586,8 @@ def check_resume(
     same = lambda k, a, b: bool(a) == bool(b) if k == "feature_cache" else a == b        # the cache may have moved
     changed = [f"{k} {before[k]!r} -> {v!r}" for k, v in vars(config).items() if k not in MAY_CHANGE and not same(k, before.get(k, v), v)]
     if changed: raise ConfigError(f"--resume goes on with the settings of {path}, but these differ: {', '.join(changed)}. Use the old ones, or start anew without --resume.")
+    if path.with_name("manifests.json").exists() and (rows := other_rows(config, config.save_dir)):
+        raise ConfigError(f"--resume: the rows of {', '.join(rows)} are not those that {config.save_dir} was trained on. Bring them back, or start anew without --resume.")
 
 def with_features(
     config, # `TrainConfig` with `feature_cache`
