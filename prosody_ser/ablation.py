@@ -248,7 +248,7 @@ def within_noise(
 ) -> str:   # nothing where the choice is clear
     "A word where the best weight is no better than the next one by more than the seeds differ."
     sign = -1 if metric in LOWER_IS_BETTER else 1
-    others = sorted((r for r in rows if r is not best and metric in r), key=lambda r: -sign * r[metric])
+    others = sorted((r for r in rows if r is not best and metric in r and r["seeds"] == best["seeds"]), key=lambda r: -sign * r[metric])
     if not others: return ""
     gap, sd = sign * (best[metric] - others[0][metric]), max((r.get(f"{metric}_sd") or 0) for r in (best, others[0]))
     if best["seeds"] == 1: return f"beware: one seed cannot tell whether a difference of {gap:.3f} in {metric} to the next best is more than noise; --ablation_seeds 3 shows the spread"

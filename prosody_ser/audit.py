@@ -83,7 +83,7 @@ def series_of(
 ) -> str: # for `split_by_group(rows, group=series_of)`
     "The series of a row's recording; the folder's, where the file's name tells no recording."
     place = place_of(u)
-    return title_of(place.recording if place and place.recording != u.audio_filepath else Path(u.audio_filepath).parent.name or u.audio_filepath)
+    return title_of(place.recording if place else Path(u.audio_filepath).parent.name or u.audio_filepath)
 
 def name_speakers(
     utterances, # list of `Utterance`

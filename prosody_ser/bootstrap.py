@@ -16,7 +16,7 @@ def clusters(
     records, # from `to_records`
 ):           # the group (N,) of each record as an index; dict: by, groups, and a note where there is something to beware of
     "What the bootstrap draws: speakers, else films, else utterances."
-    alone = [(str(r["id"]), r.get("start"), r.get("end")) if "id" in r else i for i, r in enumerate(records)]      # one utterance, however many seeds heard it
+    alone = [(str(r["id"]), r.get("audio_filepath"), r.get("start"), r.get("end")) if "id" in r else i for i, r in enumerate(records)]      # one utterance, however many seeds heard it
     owner, n = _index([r.get("group") or a for r, a in zip(records, alone)])
     known, speakers = sum(bool(r.get("group")) for r in records), sum(bool(r.get("speaker")) for r in records)
     by = "utterance" if not known else "speaker" if speakers == len(records) else "film" if not speakers else "speaker or film"

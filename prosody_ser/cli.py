@@ -203,7 +203,7 @@ def ablation(argv):
 
 def crossval(argv):
     "Train and test once for each fold of speakers, and sum up."
-    parser = argparse.ArgumentParser(prog="prosody-ser crossval", description=crossval.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = argparse.ArgumentParser(prog="prosody-ser crossval", allow_abbrev=False, description=crossval.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
                                      epilog="All flags of prosody-ser train are taken too (see its --help), but for the manifests and the tokenizer: each fold has its own.")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--manifests", nargs="+", help="JSONL manifests that hold all rows of a corpus between them; folds are made by speaker")

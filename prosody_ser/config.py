@@ -6,7 +6,7 @@
 __all__ = ['LOW', 'HIGH', 'DECODING', 'TRACKERS', 'LOGGED', 'CARRIED_OUT', 'PLACES', 'TAKES', 'ConfigError', 'TrainingError',
            'check_settings', 'with_decoding', 'check_decoding', 'check_study', 'check_alpha_mode', 'without_effect',
            'TrainConfig', 'EvaluateConfig', 'parse', 'unknown', 'from_parameters', 'is_required', 'default_of',
-           'changed', 'save_config', 'manifest_digests', 'other_rows', 'save_run', 'set_otherwise', 'same_run',
+           'changed', 'save_config', 'digests', 'save_run', 'made_of_other', 'same_value', 'set_otherwise', 'same_run',
            'kind_of', 'typed']
 
 # %% ../nbs/08_config.ipynb #c003
@@ -119,7 +119,7 @@ def without_effect(
     groups = [(["class_weights", "logit_adjustment", "focal_gamma", "balanced_sampling", "pooling"], "ser" in config.tasks, "the emotion head is off"),
               ([f.name for f in fields(config) if f.name.startswith("ctc_")] + list(DECODING), "asr" in config.tasks, "the transcript head is off"),
               (["prosody_pos_weight", "prosody_alignment"], "prosody" in config.tasks, "the prominence head is off"),
-              (["whisper_tail_seconds"], config.backbone == "whisper", "the backbone is no Whisper"),
+              (["whisper_tail_seconds"], config.backbone in ("whisper", "tiny"), "the backbone is no Whisper"),
               ([f.name for f in fields(config) if f.name.startswith("ablation_")], config.run_ablation_study, "there is no --run_ablation_study"),
               (["experiment_name", "wandb_project", "track_audio"], tracked, "no tracker is on")]
     given = changed(config)
@@ -331,39 +331,52 @@ LOGGED = {"use_wandb", "wandb_project", "wandb_tags", "wandb_group", "experiment
 CARRIED_OUT = {"num_workers", "pin_memory", "prefetch_factor", "log_steps", "checkpoint_interval", "checkpoint_steps", "resume", "retrain_tokenizer", "save_dir"}     # how it is run, not what comes of it
 PLACES = {"audio_base_path", "train_jsonl", "val_jsonl", "test_jsonl", "tokenizer_path"}     # one place can be called by many names
 
-def manifest_digests(
+def digests(
     config, # `TrainConfig`
-) -> dict:  # name of the setting -> digest of the file; "" where there is none
-    "What the manifests hold, so that a run on other rows is seen to be another run."
-    paths = {k: Path(getattr(config, k)) for k in ("train_jsonl", "val_jsonl", "test_jsonl")}
-    return {k: blake2b(p.read_bytes(), digest_size=16).hexdigest() if p.is_file() else "" for k, p in paths.items()}
-
-def other_rows(
-    config, # `TrainConfig`
-    folder, # of an earlier run
-) -> list[str]: # names of settings
-    "The manifests that hold other rows than those of the earlier run; all of them where it does not say what it had."
-    path = Path(folder)/"manifests.json"
-    had = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return [k for k, digest in manifest_digests(config).items() if had.get(k) != digest]
+    splits, # dict: split -> its rows, list of `Utterance`
+) -> dict:  # what -> digest
+    "What a run was made of besides its settings: rows, and the tokenizer's file."
+    from prosody_ser.data import rows_digest
+    tokenizer = Path(config.tokenizer_path)
+    return {f"the rows of {s}_jsonl": rows_digest(us) for s, us in splits.items()} | ({"the pieces of tokenizer_path": blake2b(tokenizer.read_bytes(), digest_size=16).hexdigest()} if tokenizer.is_file() else {})
 
 def save_run(
     config, # `TrainConfig`
+    splits, # dict: split -> the rows that were read, list of `Utterance`
 ):
-    "Write the settings of a run and the digests of its manifests to its folder."
+    "Write the settings of a run, and the digests of what it is made of, to its folder."
     folder = Path(config.save_dir)
     save_config(config, folder/"train_config.json")
-    (folder/"manifests.json").write_text(json.dumps(manifest_digests(config), indent=2) + "\n", encoding="utf-8")
+    (folder/"made_of.json").write_text(json.dumps(digests(config, splits), indent=2) + "\n", encoding="utf-8")
+
+def made_of_other(
+    config, # `TrainConfig`
+    folder, # of an earlier run; one that does not say what it was made of is believed
+) -> list[str]:
+    "What the earlier run read, and now has other contents."
+    from prosody_ser.data import read_manifest
+    path = Path(folder)/"made_of.json"
+    had = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    now = digests(config, {s: read_manifest(getattr(config, f"{s}_jsonl")) for s in ("train", "val", "test") if f"the rows of {s}_jsonl" in had})
+    return [k for k in had if k in now and now[k] != had[k]]
+
+def same_value(
+    name, # of a setting
+    a,    # its value
+    b,    # another one
+) -> bool:
+    "Whether two values mean the same: a file may go by many names."
+    return a == b or bool(name in PLACES and a and b and os.path.realpath(a) == os.path.realpath(b))
 
 def set_otherwise(
     config, # `TrainConfig`
     path,   # JSON file that `save_config` wrote
 ) -> list[str]:
-    "What an earlier run had otherwise: names of settings, and manifests that had other rows. Where it was logged, how it was carried out and what study it ends does not matter."
+    "What an earlier run had otherwise: names of settings, and files with other contents. Where it was logged, how it was carried out and what study it ends does not matter."
     old, new = json.loads(Path(path).read_text(encoding="utf-8")), asdict(config)
-    what = lambda settings, k: (k in settings, os.path.realpath(settings[k]) if k in PLACES and settings.get(k) else settings.get(k))
-    names = [k for k in old | new if k not in LOGGED | CARRIED_OUT | {"run_ablation_study"} and not k.startswith("ablation_") and what(old, k) != what(new, k)]
-    return names + [f"the rows of {k}" for k in other_rows(config, Path(path).parent) if k not in names]
+    counts = lambda k: k not in LOGGED | CARRIED_OUT | {"run_ablation_study"} and not k.startswith("ablation_")
+    names = [k for k in old | new if counts(k) and not (k in old and k in new and same_value(k, old[k], new[k]))]
+    return names or made_of_other(config, Path(path).parent)
 
 def same_run(
     config, # `TrainConfig`

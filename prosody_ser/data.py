@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SAMPLING_RATE', 'MIN_SECONDS', 'EMOTIONS', 'ManifestError', 'Utterance', 'RowProblem', 'read_rows', 'read_manifest',
-           'write_manifest', 'decode_audio', 'load_audio', 'audio_path', 'load_utterance', 'check_audio',
+           'write_manifest', 'rows_digest', 'decode_audio', 'load_audio', 'audio_path', 'load_utterance', 'check_audio',
            'emotion_names', 'emotion_ids', 'group_of', 'split_by_group', 'shared_groups', 'speaker_folds',
            'rare_emotions', 'repeated_rows', 'describe', 'plot_utterance', 'change_speed', 'SpeechDataset',
            'class_repeats', 'DurationBatches', 'SpeedPerturbed', 'padding_waste']
@@ -18,6 +18,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,13 @@ def write_manifest(
         for u in utterances:
             row = {k: v for k, v in asdict(u).items() if v is not None and k != "where"}
             f.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+def rows_digest(
+    utterances, # list of `Utterance`
+) -> str:       # the same for the same rows in the same order, wherever their manifest lies
+    "What tells the rows of one manifest from those of another."
+    rows = json.dumps([asdict(u) | dict(where="") for u in utterances])
+    return blake2b(rows.encode(), digest_size=16).hexdigest()
 
 # %% ../nbs/00_data.ipynb #c020
 SAMPLING_RATE = 16000  # Hz, what every backbone was trained on

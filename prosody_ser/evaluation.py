@@ -278,7 +278,7 @@ def prosody_metrics(
     auc = {"prosody/roc_auc": roc_auc_score(marks, probabilities), "prosody/roc_auc_floor": 0.5} if 0 < marks.mean() < 1 else {}   # needs both kinds
     return auc | {"prosody/f1": f1(marks, guess), "prosody/precision": precision_score(marks, guess, zero_division=0),
             "prosody/recall": recall_score(marks, guess, zero_division=0), "prosody/accuracy": accuracy_score(marks, guess),
-            **{f"prosody/{k}_floor": constant_floor(marks.tolist(), f) for k, f in (("f1", f1), ("precision", lambda t, p: precision_score(t, p, zero_division=0)), ("recall", recall_score))},
+            **{f"prosody/{k}_floor": constant_floor(marks.tolist(), f) for k, f in (("f1", f1), ("precision", lambda t, p: precision_score(t, p, zero_division=0)), ("recall", lambda t, p: recall_score(t, p, zero_division=0)))},
             "prosody/accuracy_floor": constant_floor(marks.tolist(), accuracy_score), "prosody/n": len(marks)}
 
 # %% ../nbs/07_evaluation.ipynb #c024

@@ -80,7 +80,7 @@ def read_runs(
     ignore=None, # names of settings that are not compared
 ):         # facts of the finished runs, dict: path -> why it was left out
     "Read what is finished; say of the rest what is wrong. A notebook beside its run folder is the same run, and counts once."
-    runs, left = {}, {str(p): "a cross-validation: its table is in crossval.md, its folds are not settings to compare" for p in map(Path, paths) if (p/"crossval.json").is_file()}
+    runs, left = {}, {str(p): "a cross-validation: its table is in crossval.md, its folds are not settings to compare" for p in map(Path, paths) if (p/"crossval.json").is_file() or any(p.glob("fold_*/seed_*"))}
     for p in sorted(find_runs([p for p in paths if str(Path(p)) not in left]), key=lambda p: p.suffix == ".ipynb"):              # folders first
         try: facts = notebook_facts(p) if p.is_file() else run_facts(p)
         except (ConfigError, OSError) as e: left[str(p)] = str(e); continue
@@ -224,7 +224,7 @@ def plot_comparison(
         for y, r in enumerate(rows):
             if not (s := r["scores"].get(k)): continue
             ax.plot(s["values"], [y] * len(s["values"]), ".", color="0.7", ms=6)
-            around = [[s["mean"] - s["low"]], [s["high"] - s["mean"]]] if s["low"] is not None else s["sd"] or 0
+            around = [[max(0, s["mean"] - s["low"])], [max(0, s["high"] - s["mean"])]] if s["low"] is not None else s["sd"] or 0
             ax.errorbar(s["mean"], y, xerr=around, fmt="o", color="tab:green" if r is chosen(rows) else "tab:blue", ms=4, capsize=3)
             if s["floor"] is not None: ax.plot([s["floor"]] * 2, [y - .4, y + .4], ":", color="tab:red", lw=1.2)
         metric = rows[0]["metric"] if k == "val" else k

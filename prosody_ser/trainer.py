@@ -33,7 +33,7 @@ from transformers.trainer_callback import ProgressCallback
 from .audit import audit, summary
 from .backbones import encoder_config, glibc
 from .calibration import calibrate
-from .config import CARRIED_OUT, LOGGED, ConfigError, TrainConfig, TrainingError, other_rows, save_run, without_effect
+from .config import CARRIED_OUT, LOGGED, ConfigError, TrainConfig, TrainingError, made_of_other, same_value, save_run, without_effect
 from .ctc import frames_needed
 from .data import DurationBatches, ManifestError, SpeechDataset, SpeedPerturbed, check_audio, class_repeats, describe, emotion_names, read_manifest
 from .evaluation import (LOWER_IS_BETTER, by_seconds, confidence_metrics, ctc_advice, decoder_options, half_precision, metrics_table, predict, predict_emotions, read_out,
@@ -547,7 +547,7 @@ def build_trainer(
     return trainer
 
 # %% ../nbs/09_trainer.ipynb #c027
-LEFT_BY_A_RUN = "checkpoint-*", "best_model*", "test", "test_results.json", "results_summary.txt", "training_history.*", "train_config.json", "manifests.json", "validation_*", "wandb_run.json", "tensorboard"
+LEFT_BY_A_RUN = "checkpoint-*", "best_model*", "test", "test_results.json", "results_summary.txt", "training_history.*", "train_config.json", "made_of.json", "validation_*", "wandb_run.json", "tensorboard"
 
 def is_whole(checkpoint) -> bool:
     "The trainer's state is the last file of a checkpoint: a run that was killed while writing one lacks it."
@@ -583,11 +583,11 @@ def check_resume(
     path = Path(config.save_dir)/"train_config.json"
     if not (config.resume and path.exists()): return
     before = json.loads(path.read_text(encoding="utf-8"))
-    same = lambda k, a, b: bool(a) == bool(b) if k == "feature_cache" else a == b        # the cache may have moved
+    same = lambda k, a, b: bool(a) == bool(b) if k == "feature_cache" else same_value(k, a, b)        # the cache may have moved
     changed = [f"{k} {before[k]!r} -> {v!r}" for k, v in vars(config).items() if k not in MAY_CHANGE and not same(k, before.get(k, v), v)]
     if changed: raise ConfigError(f"--resume goes on with the settings of {path}, but these differ: {', '.join(changed)}. Use the old ones, or start anew without --resume.")
-    if path.with_name("manifests.json").exists() and (rows := other_rows(config, config.save_dir)):
-        raise ConfigError(f"--resume: the rows of {', '.join(rows)} are not those that {config.save_dir} was trained on. Bring them back, or start anew without --resume.")
+    if other := [k for k in made_of_other(config, config.save_dir) if "test_jsonl" not in k]:
+        raise ConfigError(f"--resume: {', '.join(other)} are not those that {config.save_dir} was trained on. Bring them back, or start anew without --resume.")
 
 def with_features(
     config, # `TrainConfig` with `feature_cache`
@@ -615,7 +615,7 @@ def fit(
     if idle := [NEEDS[t][1] for t in config.tasks if not config.alphas[t]]: say(f"alpha 0: the {' and '.join(idle)} head learns nothing, its scores are those of random weights")
     if config.feature_cache: data = data | with_features(config, model, {s: data[s] for s in ("train", "val")})
     with main_first(): checkpoint = last_checkpoint(config)
-    if main_process(): save_run(config)
+    if main_process(): save_run(config, {s: d.utterances for s, d in data.items()})
     if main_process(): open_trackers(config)
     trainer = build_trainer(config, model, data)
     if checkpoint: say(f"going on from {checkpoint}")
@@ -632,7 +632,7 @@ def prepare(
     check_trackers(config)
     if not config.run_ablation_study: check_resume(config)         # a study goes on by itself
     check_bf16(config); encoder_config(config.backbone, config.backbone_path)
-    for idle in without_effect(config): say(idle)
+    for idle in without_effect(config): say_once(idle)
     if config.lm_path: WordLM(config.lm_path, [])
     data = load_splits(config)
     with main_first(): return data, prepare_tokenizer(config, data["train"].utterances)
