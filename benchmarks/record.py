@@ -23,7 +23,8 @@ from prosody_ser.evaluation import difference, intervals, read_predictions, scor
 
 RECIPE = dict(backbone="whisper", vocab_size=200, head_lr=1e-3, gradient_accumulation_steps=1, ctc_blank_penalty=0, num_workers=0, checkpoint_interval=0,
               decode_method="greedy", early_stopping_patience=0)
-WAYS = {"frozen": dict(freeze_backbone=True, num_epochs=20), "fine-tuned": dict(num_epochs=10, freeze_epochs=5, backbone_lr=2e-5, speed_perturb=0.15)}
+WAYS = {"frozen": dict(freeze_backbone=True, num_epochs=20), "frozen, refit": dict(freeze_backbone=True, num_epochs=20, speed_perturb=0.15, refit=True),
+        "fine-tuned": dict(num_epochs=10, freeze_epochs=5, backbone_lr=2e-5, speed_perturb=0.15)}
 TASKS = {"SER": ["ser"], "all three": ["ser", "asr", "prosody"], "SER + ASR": ["ser", "asr"], "SER + prosody": ["ser", "prosody"]}
 IMBALANCE = {"class weights": dict(class_weights="balanced"), "logit adjustment 1": dict(logit_adjustment=1.0), "focal loss 2": dict(focal_gamma=2.0),
              "balanced sampling": dict(balanced_sampling=1.0)}
@@ -71,16 +72,20 @@ def compare_svm(data: Path, folds: list):
     return records
 
 
-def figures(records: list, seeds: int):
+def seeds_of(records: list): return sorted({r["seed"] for r in records})
+
+
+def figures(records: list):
     "Mean and deviation over seeds of each score, its floor, and its interval over speakers, all seeds drawn together"
     import numpy as np
-    scores, (ends, _) = [score([r for r in records if r.get("seed", 0) == s]) for s in range(seeds)], intervals(records)
-    return {k: dict(mean=float(np.mean([m[k] for m in scores])), sd=float(np.std([m[k] for m in scores], ddof=1)) if seeds > 1 else None, low=ends[f"{k}_low"], high=ends[f"{k}_high"],
+    scores, (ends, _) = [score([r for r in records if r["seed"] == s]) for s in seeds_of(records)], intervals(records)
+    return {k: dict(mean=float(np.mean([m[k] for m in scores])), sd=float(np.std([m[k] for m in scores], ddof=1)) if len(scores) > 1 else None, low=ends[f"{k}_low"], high=ends[f"{k}_high"],
                     floor=scores[0][f"{k}_floor"]) for k in SHOWN if k in scores[0]}
 
 
 def against(records: list, others: list):
-    "The differences in emotion scores from another row, drawn together over speakers"
+    "The differences in emotion scores from another row, drawn together over speakers; a row of one seed is held against each seed of the other"
+    if len(seeds_of(others)) == 1: others = [r | dict(seed=s) for s in seeds_of(records) for r in others]
     found = difference(records, others)
     return {k: dict(mean=found[k], low=found[f"{k}_low"], high=found[f"{k}_high"]) for k in SHOWN[:3]}
 
@@ -103,9 +108,7 @@ def main():
     base = RECIPE | dict(manifests=corpus(args.data, args.out), audio_base_path=args.data, emotion_names="emodb")
     rows = []
     def tell(records, others, **what):
-        first = [r for r in records if r.get("seed", 0) == 0]
-        row = what | dict(scores=figures(records, 1 if what["way"] == "svm" else args.seeds),
-                          against={name: against(first if name == "ComParE" else records, o) for name, o in others.items() if o})
+        row = what | dict(seeds=len(seeds_of(records)), scores=figures(records), against={name: against(records, o) for name, o in others.items() if o})
         rows.append(row)
         told = {"UA": row["scores"]["ser/ua"]} | {f"less {name}": a["ser/ua"] for name, a in row["against"].items()}
         print(f"{what['backbone']}, {what['way']}, {what['tasks']}: " + ", ".join(f"{k} {v['mean']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for k, v in told.items()), flush=True)
@@ -120,7 +123,7 @@ def main():
     if compare: tell(compare, {}, backbone="ComParE", way="svm", tasks="SER")
     for name, path in (b.split("=", 1) for b in args.backbones):
         for way in args.ways:
-            more = dict(feature_cache=args.out/"cache") if way == "frozen" else dict(cpu_bf16=True) if args.cpu_bf16 else {}
+            more = dict(feature_cache=args.out/"cache") if "freeze_backbone" in WAYS[way] else dict(cpu_bf16=True) if args.cpu_bf16 else {}
             settings, alone = base | WAYS[way] | more | dict(backbone_path=path), None
             variants = [(t, {f"use_alpha_{h}": True for h in TASKS[t]}) for t in args.tasks]
             if args.imbalance and way == "frozen": variants += [(f"SER, {n}", dict(use_alpha_ser=True) | o) for n, o in IMBALANCE.items()]
@@ -131,7 +134,7 @@ def main():
                 if tasks == "SER": alone = records
     if args.publish:
         import torch
-        about = dict(date=datetime.date.today().isoformat(), seeds=args.seeds, torch=torch.__version__, machine=f"{os.cpu_count()} cores, {platform.machine()}", cpu_bf16=args.cpu_bf16,
+        about = dict(date=datetime.date.today().isoformat(), torch=torch.__version__, machine=f"{os.cpu_count()} cores, {platform.machine()}", cpu_bf16=args.cpu_bf16,
                      recipe={k: v for k, v in RECIPE.items()}, ways=WAYS)
         args.publish.parent.mkdir(parents=True, exist_ok=True)
         args.publish.write_text(json.dumps(dict(about=about, rows=rows), indent=1) + "\n", encoding="utf-8")

@@ -22,7 +22,7 @@ import torch
 from .config import TrainingError, same_run, set_otherwise
 from .evaluation import LOWER_IS_BETTER, SHOWN
 from .tracking import close_trackers, grouped
-from .trainer import check_resume, fit, finish_run, is_whole, main_first, main_process, prepare, say, selection_metric
+from .trainer import check_resume, fit, fit_final, finish_run, is_whole, main_first, main_process, prepare, say, selection_metric
 
 # %% ../nbs/10_ablation_study.ipynb #c006
 def alpha_pairs(
@@ -48,7 +48,7 @@ def study_runs(
     own = {f.name: f.default_factory() if f.name == "ablation_alphas" else f.default for f in fields(config) if f.name.startswith("ablation_")}
     folder = Path(config.save_dir)/"ablation"
     return [replace(config, alpha_asr=asr, alpha_prosody=prosody, seed=config.seed + s, num_epochs=config.ablation_epochs, run_ablation_study=False, resume=False,
-                    checkpoint_interval=0, checkpoint_steps=0, save_dir=str(folder/f"{run_name(config.ablation_mode, asr, prosody)}_seed_{config.seed + s}"), **own)
+                    checkpoint_interval=0, checkpoint_steps=0, refit=False, save_dir=str(folder/f"{run_name(config.ablation_mode, asr, prosody)}_seed_{config.seed + s}"), **own)
             for asr, prosody in alpha_pairs(config) for s in range(config.ablation_seeds)]
 
 # %% ../nbs/10_ablation_study.ipynb #c008
@@ -239,7 +239,7 @@ def run_ablation(
     if (folder/"test_results.json").exists() and same_run(final, folder/"train_config.json"):
         say(f"the final model in {folder} has these weights already; it is not trained and tested again")
         return json.loads((folder/"test_results.json").read_text(encoding="utf-8"))["metrics"]
-    return finish_run(final, data, fit(final, data, tokenizer))
+    return finish_run(final, data, fit_final(final, data, tokenizer))
 
 def within_noise(
     rows,   # from `gather`

@@ -211,6 +211,7 @@ class TrainConfig:
     wandb_group: str | None = _(None, "group of the run in W&B or Trackio; a study's runs are grouped under its name")
     report_to: list[str] | None = _(None, "other trackers to log to", choices=list(TRACKERS))
     track_audio: bool = _(True, "send the sound of a dozen utterances along to W&B and TensorBoard")
+    refit: bool = _(False, "when validation has chosen the epoch: train anew that long on training and validation rows together, and test that model; twice the time, for corpora of few speakers")
     seed: int = _(0, "of weights, order of the data and dropout")
     resume: bool = _(False, "go on from the last checkpoint in save_dir")
 
@@ -220,7 +221,6 @@ class TrainConfig:
             raise ConfigError(f"--select_by {self.select_by} needs the {self.select_by.split('/')[0]} head. Switch it on, or choose another metric.")
         if self.backbone == "whisper" and self.max_seconds > 30: raise ConfigError(f"--max_seconds {self.max_seconds:g}: Whisper hears at most 30 s at a time. Give 30 or less; longer utterances are heard in chunks.")
         if self.feature_cache and not self.freeze_backbone: raise ConfigError("--feature_cache keeps what a frozen backbone says. Add --freeze_backbone, or leave the cache out.")
-        if self.feature_cache and self.speed_perturb: raise ConfigError("--feature_cache keeps one hearing of each utterance, --speed_perturb wants several. Choose one.")
         if self.freeze_epochs and (self.freeze_backbone or self.freeze_epochs >= self.num_epochs):
             raise ConfigError(f"--freeze_epochs {self.freeze_epochs}: the backbone would never learn" + (", --freeze_backbone keeps it as it is. Choose one." if self.freeze_backbone else f" in {self.num_epochs} epochs. Give fewer than --num_epochs, or say --freeze_backbone."))
         if not any(self.alphas[t] for t in self.tasks):
@@ -374,6 +374,7 @@ def set_otherwise(
 ) -> list[str]:
     "What an earlier run had otherwise: names of settings, and files with other contents. Where it was logged, how it was carried out and what study it ends does not matter."
     old, new = json.loads(Path(path).read_text(encoding="utf-8")), asdict(config)
+    old = {f.name: default_of(f) for f in fields(config) if f.name not in old and not is_required(f)} | old         # a setting that is newer than the run
     counts = lambda k: k not in LOGGED | CARRIED_OUT | {"run_ablation_study"} and not k.startswith("ablation_")
     names = [k for k in old | new if counts(k) and not (k in old and k in new and same_value(k, old[k], new[k]))]
     return names or made_of_other(config, Path(path).parent)

@@ -7,7 +7,7 @@ __all__ = ['SAMPLING_RATE', 'MIN_SECONDS', 'EMOTIONS', 'ManifestError', 'Utteran
            'write_manifest', 'rows_digest', 'decode_audio', 'load_audio', 'audio_path', 'load_utterance', 'check_audio',
            'emotion_names', 'emotion_ids', 'group_of', 'split_by_group', 'shared_groups', 'speaker_folds',
            'rare_emotions', 'repeated_rows', 'describe', 'plot_utterance', 'change_speed', 'SpeechDataset',
-           'class_repeats', 'DurationBatches', 'SpeedPerturbed', 'padding_waste']
+           'class_repeats', 'DurationBatches', 'speeds', 'SpeedPerturbed', 'padding_waste']
 
 # %% ../nbs/00_data.ipynb #c003
 import codecs
@@ -467,12 +467,18 @@ class DurationBatches:
         half = (len(batches[i]) + 1) // 2
         batches[i:i + 1] = [batches[i][:half], batches[i][half:] or batches[i]]
 
+def speeds(
+    width, # of the perturbation; 0: none
+) -> tuple:
+    "The speeds that training batches are heard at."
+    return (1 - width, 1.0, 1 + width) if width else (1.0,)
+
 class SpeedPerturbed:
     "Batches of (row, speed): each batch slower, as it is, or faster, drawn anew every epoch."
     def __init__(self,
                  batches, # `DurationBatches`
                  width):  # 0.1: speeds 0.9, 1 and 1.1
-        self.batches, self.speeds = batches, (1 - width, 1.0, 1 + width)
+        self.batches, self.speeds = batches, speeds(width)
 
     def __len__(self): return len(self.batches)
 

@@ -42,9 +42,9 @@ def train(
     "Run the training or the study that the settings ask for, and say where the results are."
     from prosody_ser.ablation import run_ablation
     from prosody_ser.evaluation import metrics_table
-    from prosody_ser.trainer import run_training
+    from prosody_ser.trainer import how_chosen, run_training
     metrics = run_ablation(config) if config.run_ablation_study else run_training(config)
-    if metrics: print(f"\ntest set, model of the best validation epoch\n\n{metrics_table(metrics)}\n\n{where(config.save_dir)}")
+    if metrics: print(f"\ntest set, {how_chosen(config)}\n\n{metrics_table(metrics)}\n\n{where(config.save_dir)}")
     return metrics
 
 def where(folder) -> str:

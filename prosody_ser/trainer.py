@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['NEEDS', 'FP16_PATIENCE', 'LEFT_BY_A_RUN', 'MAY_CHANGE', 'main_process', 'main_first', 'give_back_memory', 'say',
            'check_labels', 'load_splits', 'prepare_tokenizer', 'count_infeasible', 'gradient_products',
-           'gradient_shares', 'part_of', 'MTLTrainer', 'KeepBest', 'aside', 'replace_folder', 'read_best', 'history',
-           'write_history', 'plot_history', 'plot_shares', 'plot_alphas', 'Progress', 'say_once', 'precision',
-           'processor_has_bf16', 'check_bf16', 'selection_metric', 'training_arguments', 'emotion_loss_options',
-           'build_model', 'build_trainer', 'is_whole', 'last_checkpoint', 'check_resume', 'with_features', 'fit',
-           'prepare', 'run_training', 'set_temperature', 'finish_run', 'model_card']
+           'gradient_shares', 'part_of', 'MTLTrainer', 'Checkpoints', 'KeepBest', 'StopAt', 'aside', 'replace_folder',
+           'read_best', 'history', 'write_history', 'plot_history', 'plot_shares', 'plot_alphas', 'Progress',
+           'say_once', 'precision', 'processor_has_bf16', 'check_bf16', 'selection_metric', 'training_arguments',
+           'emotion_loss_options', 'build_model', 'build_trainer', 'is_whole', 'last_checkpoint', 'check_resume',
+           'with_features', 'train_through', 'fit', 'refit', 'take_place', 'fit_final', 'prepare', 'run_training',
+           'set_temperature', 'finish_run', 'how_chosen', 'model_card']
 
 # %% ../nbs/09_trainer.ipynb #c003
 import gc
@@ -17,6 +18,7 @@ import json
 import os
 import shutil
 import warnings
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -35,7 +37,7 @@ from .backbones import encoder_config, glibc
 from .calibration import calibrate
 from .config import CARRIED_OUT, LOGGED, ConfigError, TrainConfig, TrainingError, made_of_other, same_value, save_run, without_effect
 from .ctc import frames_needed
-from .data import DurationBatches, ManifestError, SpeechDataset, SpeedPerturbed, check_audio, class_repeats, describe, emotion_names, read_manifest
+from .data import DurationBatches, ManifestError, SpeechDataset, SpeedPerturbed, check_audio, class_repeats, describe, emotion_names, read_manifest, speeds
 from .evaluation import (LOWER_IS_BETTER, by_seconds, confidence_metrics, ctc_advice, decoder_options, half_precision, metrics_table, predict, predict_emotions, read_out,
                                     score, to_records, uncalibrated, write_predictions, write_report)
 from .heads import class_weights, log_prior
@@ -295,23 +297,14 @@ class MTLTrainer(Trainer):
         return score(self.validated)
 
 # %% ../nbs/09_trainer.ipynb #c016
-class KeepBest(TrainerCallback):
-    "Save the best model, stop early, checkpoint every few epochs, validate within long epochs."
+class Checkpoints(TrainerCallback):
+    "Checkpoints every few epochs or steps, and a loss for every epoch."
     def __init__(self,
-                 config,   # `TrainConfig`
-                 metric):  # validation metric, such as ser/macro_f1
-        self.config, self.metric, self.trainer = config, metric, None
-        self.sign, self.best = -1 if metric in LOWER_IS_BETTER else 1, None
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        folder = Path(args.output_dir)/"best_model"
-        with main_first():
-            if not folder.exists() and aside(folder).exists(): aside(folder).rename(folder)      # killed between two names
-        self.best = read_best(folder)                                  # of the run that is resumed
+                 config): # `TrainConfig`
+        self.config = config
 
     def on_step_end(self, args, state, control, **kwargs):
-        within = abs(state.epoch - round(state.epoch)) > 1e-6          # the epoch's last step is validated anyway
-        if within and self.config.eval_steps and state.global_step % self.config.eval_steps == 0: control.should_evaluate = True
+        within = abs(state.epoch - round(state.epoch)) > 1e-6          # the end of the epoch is `on_epoch_end`'s
         if within and self.config.checkpoint_steps and state.global_step % self.config.checkpoint_steps == 0: self._checkpoint(control)
 
     def _checkpoint(self, control):
@@ -322,6 +315,25 @@ class KeepBest(TrainerCallback):
             control.should_log = True                                  # short epochs would leave no loss behind
         interval = self.config.checkpoint_interval
         if interval and round(state.epoch) % interval == 0: self._checkpoint(control)
+
+class KeepBest(Checkpoints):
+    "Save the best model, stop early, validate within long epochs."
+    def __init__(self,
+                 config,   # `TrainConfig`
+                 metric):  # validation metric, such as ser/macro_f1
+        super().__init__(config); self.metric, self.trainer = metric, None
+        self.sign, self.best = -1 if metric in LOWER_IS_BETTER else 1, None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        folder = Path(args.output_dir)/"best_model"
+        with main_first():
+            if not folder.exists() and aside(folder).exists(): aside(folder).rename(folder)      # killed between two names
+        self.best = read_best(folder)                                  # of the run that is resumed
+
+    def on_step_end(self, args, state, control, **kwargs):
+        super().on_step_end(args, state, control, **kwargs)
+        within = abs(state.epoch - round(state.epoch)) > 1e-6          # the epoch's last step is validated anyway
+        if within and self.config.eval_steps and state.global_step % self.config.eval_steps == 0: control.should_evaluate = True
 
     def _save(self, folder, state):
         "The model and its validation scores."
@@ -339,7 +351,18 @@ class KeepBest(TrainerCallback):
             if state.is_world_process_zero: write_predictions(Path(args.output_dir)/"validation_predictions.jsonl", self.trainer.validated)   # greedy decoding, no temperature
         patience = self.config.early_stopping_patience
         if patience and state.epoch - self.best["epoch"] >= patience: control.should_training_stop = True
-        if state.is_world_process_zero: write_history(args.output_dir, state.log_history, self.metric)
+        if state.is_world_process_zero: write_history(args.output_dir, history(state.log_history, self.metric))
+
+class StopAt(Checkpoints):
+    "End a training without validation at the epoch that an earlier one has chosen."
+    def __init__(self,
+                 config, # `TrainConfig`
+                 epoch): # may lie within one
+        super().__init__(config); self.epoch = epoch
+
+    def on_step_end(self, args, state, control, **kwargs):
+        super().on_step_end(args, state, control, **kwargs)
+        if state.epoch >= self.epoch - 1e-6: control.should_training_stop = True
 
 # %% ../nbs/09_trainer.ipynb #c018
 def aside(folder): return Path(folder).with_name(Path(folder).name + ".old")
@@ -371,12 +394,11 @@ def history(
 
 def write_history(
     folder, # run folder
-    log,    # the trainer's `log_history`
-    metric, # that chooses the best model
+    past,   # from `history`
 ):
     "Write `training_history.json` and its plots."
     import matplotlib.pyplot as plt
-    past = history(log, metric) | dict(best=read_best(Path(folder)/"best_model"))
+    past = past | dict(best=read_best(Path(folder)/"best_model"))
     (Path(folder)/"training_history.json").write_text(json.dumps(past, indent=1) + "\n", encoding="utf-8")
     fig = plot_history(past); fig.savefig(Path(folder)/"training_history.png", dpi=150); plt.close(fig)
 
@@ -395,6 +417,7 @@ def plot_history(
         points = [(e["epoch"], e[key]) for e in past["train"] if key in e]
         if points: axes[0, 0].plot(*zip(*points), "." if len(points) == 1 else "-", label=key, lw=2 if key == "loss" else 1)
     axes[0, 0].plot([e["epoch"] for e in past["val"]], [e["loss"] for e in past["val"]], "k--", lw=1, label="loss, validation")
+    if again := past.get("refit"): axes[0, 0].plot([e["epoch"] for e in again["train"]], [e["loss"] for e in again["train"]], color="0.5", lw=1, label="loss, refit")
     for ax, task in zip(axes[0, 1:], shown):
         for m in panels[task]: ax.plot([e["epoch"] for e in past["val"]], [e[m] for e in past["val"]], ".-", label=m)
         ax.axhline(past["val"][-1][panels[task][0] + "_floor"], color="0.6", lw=1, ls=":", label=f"floor of {panels[task][0]}")
@@ -483,6 +506,7 @@ def selection_metric(
 
 def training_arguments(
     config, # `TrainConfig`
+    validate=True, # after each epoch
 ) -> TrainingArguments:
     "Our settings in the trainer's words."
     workers = min(config.num_workers, os.cpu_count())
@@ -491,7 +515,7 @@ def training_arguments(
         gradient_accumulation_steps=config.gradient_accumulation_steps, num_train_epochs=config.num_epochs,
         learning_rate=config.backbone_lr, warmup_steps=config.warmup_ratio, lr_scheduler_type=config.lr_scheduler,
         weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm,
-        eval_strategy="epoch", save_strategy="no", save_total_limit=2, logging_steps=config.log_steps, **precision(config.use_amp, config.cpu_bf16),
+        eval_strategy="epoch" if validate else "no", save_strategy="no", save_total_limit=2, logging_steps=config.log_steps, **precision(config.use_amp, config.cpu_bf16),
         dataloader_num_workers=workers, dataloader_pin_memory=config.pin_memory and torch.cuda.is_available(),
         dataloader_prefetch_factor=config.prefetch_factor if workers else None, dataloader_persistent_workers=workers > 0,
         torch_compile=config.torch_compile, report_to=trackers(config), run_name=run_name(config), project=config.wandb_project, seed=config.seed,
@@ -532,10 +556,11 @@ def build_trainer(
     config, # `TrainConfig`
     model,  # `ProsodySER`
     data,   # dict: split -> `SpeechDataset`
+    until=None, # epoch to stop at, without validation; None: validation chooses
 ) -> MTLTrainer:
     "A trainer with its callbacks."
-    keep = KeepBest(config, selection_metric(config))
-    trainer = MTLTrainer(model, training_arguments(config), data["train"], data["val"], config.head_lr, min(50 * config.head_lr, 0.05) if config.mix_lr is None else config.mix_lr,
+    keep = KeepBest(config, selection_metric(config)) if until is None else StopAt(config, until)
+    trainer = MTLTrainer(model, training_arguments(config, until is None), data["train"], data.get("val"), config.head_lr, min(50 * config.head_lr, 0.05) if config.mix_lr is None else config.mix_lr,
                          config.max_batch_seconds or 10 * config.batch_size, config.batching == "length",
                          class_repeats(data["train"].emotions, config.balanced_sampling, config.seed) if config.balanced_sampling else None, config.speed_perturb,
                          config.freeze_epochs, config.grad_share_steps, config.alpha_lr, callbacks=[keep])
@@ -547,7 +572,7 @@ def build_trainer(
     return trainer
 
 # %% ../nbs/09_trainer.ipynb #c027
-LEFT_BY_A_RUN = "checkpoint-*", "best_model*", "test", "test_results.json", "results_summary.txt", "training_history.*", "train_config.json", "made_of.json", "validation_*", "wandb_run.json", "tensorboard"
+LEFT_BY_A_RUN = "checkpoint-*", "best_model*", "selected_model", "refit", "test", "test_results.json", "results_summary.txt", "training_history.*", "train_config.json", "made_of.json", "validation_*", "wandb_run.json", "tensorboard"
 
 def is_whole(checkpoint) -> bool:
     "The trainer's state is the last file of a checkpoint: a run that was killed while writing one lacks it."
@@ -595,12 +620,24 @@ def with_features(
     data,   # dict: split -> `SpeechDataset`
 ):
     "The datasets with the backbone's hidden states in the place of their audio; every process computes its share."
-    say(f"features of the frozen backbone in {config.feature_cache}: without SpecAugment and the backbone's dropout")
+    say_once(f"features of the frozen backbone in {config.feature_cache}: without SpecAugment and the backbone's dropout")
     together, folder = PartialState(cpu=not torch.cuda.is_available()), cache_folder(config.feature_cache, model)
-    for d in data.values(): FeatureCache(folder, model).fill(model, d, config.batch_size, together.device, config.num_workers, together.num_processes, together.process_index)
+    for split, d in data.items():
+        heard = speeds(config.speed_perturb if split == "train" else 0)
+        FeatureCache(folder, model).fill(model, d, config.batch_size, together.device, config.num_workers, together.num_processes, together.process_index, heard)
     together.wait_for_everyone()
     cache = FeatureCache(folder, model)
     return {s: CachedDataset(d, cache) for s, d in data.items()}
+
+def train_through(
+    trainer,    # `MTLTrainer`
+    config,     # `TrainConfig`, whose trackers end with it
+    checkpoint, # to go on from; None: from the start
+):
+    "Train to the end; what breaks it off is told to the trackers."
+    if checkpoint: say(f"going on from {checkpoint}")
+    try: trainer.train(resume_from_checkpoint=checkpoint)
+    except BaseException: close_trackers(config, failed=True); raise
 
 def fit(
     config,    # `TrainConfig`
@@ -618,12 +655,52 @@ def fit(
     if main_process(): save_run(config, {s: d.utterances for s, d in data.items()})
     if main_process(): open_trackers(config)
     trainer = build_trainer(config, model, data)
-    if checkpoint: say(f"going on from {checkpoint}")
-    try: trainer.train(resume_from_checkpoint=checkpoint)
-    except BaseException: close_trackers(config, failed=True); raise
-    log, metric = trainer.state.log_history, selection_metric(config)
-    if trainer.is_world_process_zero(): write_history(config.save_dir, log, metric); send_validation(config, trainer.keep.best, metric)
-    return history(log, metric) | dict(best=trainer.keep.best)
+    train_through(trainer, config, checkpoint)
+    past, metric = history(trainer.state.log_history, selection_metric(config)), selection_metric(config)
+    if trainer.is_world_process_zero(): write_history(config.save_dir, past); send_validation(config, trainer.keep.best, metric)
+    return past | dict(best=trainer.keep.best)
+
+def refit(
+    config,    # `TrainConfig`
+    data,      # dict: split -> `SpeechDataset`
+    tokenizer, # `SentencePieceTokenizer` or None
+    past,      # from `fit`
+) -> dict:     # `past`, and the losses of this training
+    "Train a fresh model on training and validation rows together, up to the chosen epoch. It becomes `best_model`, the chosen one `selected_model`."
+    (train, val), epoch, folder = (data["train"], data["val"]), past["best"]["epoch"], Path(config.save_dir)
+    both = SpeechDataset(train.utterances + val.utterances, config.audio_base_path, train.names, np.concatenate([train.seconds, val.seconds]))
+    say(f"refit: training anew on the {len(both)} training and validation rows together, up to epoch {epoch:g}")
+    gc.collect(); torch.cuda.empty_cache()                               # the chosen model's memory
+    place = folder/"refit"/f"up_to_{epoch:g}_of_{config.num_epochs}"     # checkpoints are of this plan only
+    run = replace(config, save_dir=str(place), use_wandb=False, report_to=None, wandb_tags=None, wandb_group=None, resume=config.resume and any(map(is_whole, place.glob("checkpoint-*"))))
+    model = build_model(run, both, tokenizer)
+    if config.feature_cache: both = with_features(run, model, dict(train=both))["train"]
+    trainer = build_trainer(run, model, dict(train=both), until=epoch)
+    train_through(trainer, config, last_checkpoint(run))
+    trainer.save_whole(str(folder/"best_model.new"))
+    past = past | dict(refit=dict(rows=len(both), train=history(trainer.state.log_history, past["metric"])["train"]))
+    if main_process(): take_place(folder, past)
+    return past
+
+def take_place(
+    folder, # of the run
+    past,   # from `refit`
+):
+    "The chosen model becomes `selected_model`, the new one `best_model`, with the scores that the chosen one had."
+    best, new, selected = folder/"best_model", folder/"best_model.new", folder/"selected_model"
+    if "refit_rows" not in read_best(best): shutil.rmtree(selected, ignore_errors=True); shutil.copytree(best, selected)      # else it is there from an earlier refit
+    (new/"validation.json").write_text(json.dumps(past["best"] | dict(refit_rows=past["refit"]["rows"]), indent=1) + "\n", encoding="utf-8")
+    replace_folder(new, best); shutil.rmtree(folder/"refit")
+    write_history(folder, past)
+
+def fit_final(
+    config,    # `TrainConfig`
+    data,      # dict: split -> `SpeechDataset`
+    tokenizer, # `SentencePieceTokenizer` or None
+) -> dict:     # the `history`
+    "The model that is tested."
+    past = fit(config, data, tokenizer)
+    return refit(config, data, tokenizer, past) if config.refit else past
 
 def prepare(
     config, # `TrainConfig`
@@ -642,17 +719,18 @@ def run_training(
 ) -> dict:  # metrics of the best model on the test set
     "Train, keep the best model on validation, test it once, and leave a run folder with everything."
     data, tokenizer = prepare(config)
-    return finish_run(config, data, fit(config, data, tokenizer))
+    return finish_run(config, data, fit_final(config, data, tokenizer))
 
 # %% ../nbs/09_trainer.ipynb #c029
 def set_temperature(
     folder, # `best_model`
     model,  # the `ProsodySER` loaded from it
     val,    # `SpeechDataset` for validation
+    judge=None, # `ProsodySER` that has not been trained on it; None: `model`
     **how,  # arguments of `predict_emotions`
 ) -> dict:  # from `calibrate`
     "Fit the temperature of the emotions on validation, for the model at hand and the one in its folder."
-    found = calibrate(predict_emotions(model, val, **how), val.emotions)
+    found = calibrate(predict_emotions(judge or model, val, **how), val.emotions)
     model.config.emotion_temperature = found["temperature"]
     new = Path(folder)/"config.json.new"
     model.config.to_json_file(new); new.replace(Path(folder)/"config.json")      # in one step: whoever is killed leaves a whole file
@@ -671,13 +749,15 @@ def finish_run(
     folder, test = Path(config.save_dir), data["test"]
     model = load_checkpoint(folder/"best_model")
     how = dict(batch_size=config.batch_size, device="cuda" if torch.cuda.is_available() else "cpu", amp=config.use_amp, num_workers=config.num_workers)
-    calibration = set_temperature(folder/"best_model", model, data["val"], **how) if model.ser else None
+    judge = load_checkpoint(folder/"selected_model") if config.refit else None       # the refitted model has learned the validation rows
+    calibration = set_temperature(folder/"best_model", model, data["val"], judge, **how) if model.ser else None
     save_pt(model, folder/"best_model.pt")
     records = predict(model, test, decode=config.decode_method, **how, **decoder_options(config, model.processor.tokenizer))
     if calibration and (plain := confidence_metrics(uncalibrated(records, calibration["temperature"]))): calibration["test_ece_before"] = plain["ser/ece"]
     settings = dict(alphas=config.alphas, heads=config.tasks, ctc=config.ctc, backbone=config.backbone, backbone_path=config.backbone_path,
                     seed=config.seed, decoding={k: getattr(config, k) for k in ("decode_method", "beam_width", "top_k", "blank_skip", "lm_path", "lm_weight", "word_score")}, selected_by=past["metric"],
                     best_epoch=past["best"]["epoch"], best_validation=past["best"][past["metric"]]) | (dict(calibration=calibration) if calibration else {})
+    if config.refit: settings |= dict(refit_rows=past["refit"]["rows"])
     if config.alpha_mode != "fixed": settings |= dict(alpha_mode=config.alpha_mode, learned_alphas={t: round(a.item(), 4) for t, a in model.alphas.items()})
     metrics = write_report(folder/"test", records, test.names, settings, config.audio_base_path)
     (folder/"test_results.json").write_text(json.dumps(dict(metrics=metrics, settings=settings), indent=2) + "\n", encoding="utf-8")
@@ -685,6 +765,12 @@ def finish_run(
     (folder/"best_model"/"README.md").write_text(model_card(config, metrics, test), encoding="utf-8")
     send_test(config, model, test, records, metrics, past["best"])
     return metrics
+
+def how_chosen(
+    config, # `TrainConfig`
+) -> str:
+    "How the tested model came about."
+    return "model trained on training and validation rows together, up to the epoch that validation chose" if config.refit else "model of the best validation epoch"
 
 def model_card(
     config,  # `TrainConfig`
@@ -702,7 +788,7 @@ tags: [speech-emotion-recognition, prosody, automatic-speech-recognition]
 A `{config.backbone}` backbone with heads for {', '.join(config.tasks)}, trained by Prosody-SER.
 Loss weights{' at the start, learned from there' if config.alpha_mode != 'fixed' else ''}: {', '.join(f'{t} {a}' for t, a in config.alphas.items())}. Emotions: {', '.join(test.names or ['none'])}.
 
-Test set, {len(test)} utterances, the model chosen on validation:
+Test set, {len(test)} utterances, {how_chosen(config)}:
 
 {table}
 
