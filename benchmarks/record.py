@@ -1,6 +1,6 @@
 """The real-data record: leave one speaker out, what the auxiliary tasks are worth, frozen and fine-tuned, beside ComParE + SVM on the same folds.
 
-    python benchmarks/record.py --data EMODB --backbones whisper-base=PATH whisper-tiny=PATH --publish nbs/results/record.json
+    python benchmarks/record.py --data EMODB --backbones whisper-base=PATH whisper-tiny=PATH --imbalance --steps --publish nbs/results/record.json
 
 Each row is one `prosody-ser crossval` (8 folds on the Berlin corpus cut at 2 s); finished runs are read, so it can be broken off and
 gone on with, and rows that no run has been made for are left out (--read_only makes none). Scores are pooled over all speakers, each
@@ -23,11 +23,12 @@ from prosody_ser.evaluation import difference, intervals, read_predictions, scor
 
 RECIPE = dict(backbone="whisper", vocab_size=200, head_lr=1e-3, gradient_accumulation_steps=1, ctc_blank_penalty=0, num_workers=0, checkpoint_interval=0,
               decode_method="greedy", early_stopping_patience=0)
-WAYS = {"frozen": dict(freeze_backbone=True, num_epochs=20), "frozen, refit": dict(freeze_backbone=True, num_epochs=20, speed_perturb=0.15, refit=True),
+WAYS = {"frozen": dict(freeze_backbone=True, num_epochs=20), "frozen, refit": dict(freeze_backbone=True, num_epochs=20, whisper_tail_seconds=30, speed_perturb=0.15, refit=True),
         "fine-tuned": dict(num_epochs=10, freeze_epochs=5, backbone_lr=2e-5, speed_perturb=0.15)}
 TASKS = {"SER": ["ser"], "all three": ["ser", "asr", "prosody"], "SER + ASR": ["ser", "asr"], "SER + prosody": ["ser", "prosody"]}
 IMBALANCE = {"class weights": dict(class_weights="balanced"), "logit adjustment 1": dict(logit_adjustment=1.0), "focal loss 2": dict(focal_gamma=2.0),
              "balanced sampling": dict(balanced_sampling=1.0)}
+STEPS = {"30 s of silence": dict(whisper_tail_seconds=30), "speed perturbation": dict(speed_perturb=0.15), "refit": dict(refit=True)}
 SHOWN = "ser/ua", "ser/wa", "ser/macro_f1", "asr/wer", "prosody/f1"
 
 
@@ -97,6 +98,7 @@ def main():
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--imbalance", action="store_true", help="also the corrections for rare emotions: frozen, emotion only")
+    parser.add_argument("--steps", action="store_true", help="also what tells 'frozen, refit' from 'frozen', one thing at a time: frozen, emotion only")
     parser.add_argument("--cpu_bf16", action="store_true", help="fine-tune in bf16 on a processor that has it; half the time")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--read_only", action="store_true", help="train nothing, sum up what is finished")
@@ -120,17 +122,18 @@ def main():
             from prosody_ser.crossval import make_folds
             write_predictions(svm, compare_svm(args.data, make_folds([args.out/"all.jsonl"], args.out/"folds")))
     compare = read_predictions(svm) if svm.exists() else None
-    if compare: tell(compare, {}, backbone="ComParE", way="svm", tasks="SER")
+    if compare: tell(compare, {}, backbone="ComParE", way="svm", tasks="SER", part="tasks")
     for name, path in (b.split("=", 1) for b in args.backbones):
         for way in args.ways:
             more = dict(feature_cache=args.out/"cache") if "freeze_backbone" in WAYS[way] else dict(cpu_bf16=True) if args.cpu_bf16 else {}
             settings, alone = base | WAYS[way] | more | dict(backbone_path=path), None
-            variants = [(t, {f"use_alpha_{h}": True for h in TASKS[t]}) for t in args.tasks]
-            if args.imbalance and way == "frozen": variants += [(f"SER, {n}", dict(use_alpha_ser=True) | o) for n, o in IMBALANCE.items()]
-            for tasks, overrides in variants:
+            variants = [("tasks", t, {f"use_alpha_{h}": True for h in TASKS[t]}) for t in args.tasks]
+            for part, wanted, some in (("rare emotions", args.imbalance, IMBALANCE), ("steps", args.steps, STEPS)):
+                if wanted and way == "frozen": variants += [(part, f"SER, {n}", dict(use_alpha_ser=True) | o) for n, o in some.items()]
+            for part, tasks, overrides in variants:
                 folder = args.out/f"{name} {way} {tasks}".replace(" + ", "+").replace(", ", "-").replace(" ", "_")
                 records = crossval(folder, settings | overrides, args.seeds, args.read_only)
-                if records: tell(records, {"SER": alone, "ComParE": compare}, backbone=name, way=way, tasks=tasks)
+                if records: tell(records, {"SER": alone, "ComParE": compare}, backbone=name, way=way, tasks=tasks, part=part)
                 if tasks == "SER": alone = records
     if args.publish:
         import torch

@@ -6,8 +6,8 @@
 __all__ = ['LOW', 'HIGH', 'DECODING', 'TRACKERS', 'LOGGED', 'CARRIED_OUT', 'PLACES', 'TAKES', 'ConfigError', 'TrainingError',
            'check_settings', 'with_decoding', 'check_decoding', 'check_study', 'check_alpha_mode', 'without_effect',
            'TrainConfig', 'EvaluateConfig', 'parse', 'unknown', 'from_parameters', 'is_required', 'default_of',
-           'changed', 'save_config', 'digests', 'save_run', 'made_of_other', 'same_value', 'set_otherwise', 'same_run',
-           'kind_of', 'typed']
+           'changed', 'save_config', 'digests', 'save_run', 'made_of_other', 'same_value', 'read_settings',
+           'set_otherwise', 'same_run', 'kind_of', 'typed']
 
 # %% ../nbs/08_config.ipynb #c003
 import difflib
@@ -368,13 +368,18 @@ def same_value(
     "Whether two values mean the same: a file may go by many names."
     return a == b or bool(name in PLACES and a and b and os.path.realpath(a) == os.path.realpath(b))
 
+def read_settings(
+    path, # JSON file that `save_config` wrote
+) -> dict: # name -> value
+    "The settings of an earlier run. One that is newer than the run has its default: a default must always be what was done before there was the setting."
+    return {f.name: default_of(f) for f in fields(TrainConfig) if not is_required(f)} | json.loads(Path(path).read_text(encoding="utf-8"))
+
 def set_otherwise(
     config, # `TrainConfig`
     path,   # JSON file that `save_config` wrote
 ) -> list[str]:
     "What an earlier run had otherwise: names of settings, and files with other contents. Where it was logged, how it was carried out and what study it ends does not matter."
-    old, new = json.loads(Path(path).read_text(encoding="utf-8")), asdict(config)
-    old = {f.name: default_of(f) for f in fields(config) if f.name not in old and not is_required(f)} | old         # a setting that is newer than the run
+    old, new = read_settings(path), asdict(config)
     counts = lambda k: k not in LOGGED | CARRIED_OUT | {"run_ablation_study"} and not k.startswith("ablation_")
     names = [k for k in old | new if counts(k) and not (k in old and k in new and same_value(k, old[k], new[k]))]
     return names or made_of_other(config, Path(path).parent)

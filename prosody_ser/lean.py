@@ -100,7 +100,8 @@ class FeatureCache:
     def fill(self, model, dataset, batch_size=8, device="cpu", num_workers=0, world=1, rank=0, heard=(1.0,)):
         "Compute what is missing of a dataset at some speeds, or one process's share of that."
         keys = [audio_key(u, dataset.audio_base_path) for u in dataset.utterances]
-        missing = [(i, s) for s in heard for i, k in enumerate(keys) if at_speed(k, s) not in self.index][rank::world]
+        mine = [(i, s) for s in heard for i in range(len(keys))][rank::world]            # shared out first: processes may find different indexes
+        missing = [(i, s) for i, s in mine if at_speed(keys[i], s) not in self.index]
         if not missing: return
         backbone, file = model.backbone.to(device).eval(), self.folder/f"{uuid.uuid4().hex}.bin"
         batches = list(by_seconds(np.array([dataset.seconds[i] / s for i, s in missing]), batch_size))

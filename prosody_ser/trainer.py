@@ -9,8 +9,9 @@ __all__ = ['NEEDS', 'FP16_PATIENCE', 'LEFT_BY_A_RUN', 'MAY_CHANGE', 'main_proces
            'read_best', 'history', 'write_history', 'plot_history', 'plot_shares', 'plot_alphas', 'Progress',
            'say_once', 'precision', 'processor_has_bf16', 'check_bf16', 'selection_metric', 'training_arguments',
            'emotion_loss_options', 'build_model', 'build_trainer', 'is_whole', 'last_checkpoint', 'check_resume',
-           'with_features', 'train_through', 'fit', 'refit', 'take_place', 'fit_final', 'prepare', 'run_training',
-           'set_temperature', 'finish_run', 'how_chosen', 'model_card']
+           'with_features', 'telling_trackers', 'stopped_early', 'go_on', 'fit', 'refit', 'read_refit', 'take_place',
+           'fit_final', 'prepare', 'run_training', 'as_kept', 'set_temperature', 'calibrate_run', 'finish_run',
+           'how_chosen', 'model_card']
 
 # %% ../nbs/09_trainer.ipynb #c003
 import gc
@@ -18,6 +19,7 @@ import json
 import os
 import shutil
 import warnings
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -30,12 +32,12 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
-from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_callback import ProgressCallback, TrainerState
 
 from .audit import audit, summary
 from .backbones import encoder_config, glibc
 from .calibration import calibrate
-from .config import CARRIED_OUT, LOGGED, ConfigError, TrainConfig, TrainingError, made_of_other, same_value, save_run, without_effect
+from .config import CARRIED_OUT, LOGGED, ConfigError, TrainConfig, TrainingError, made_of_other, read_settings, same_value, save_run, without_effect
 from .ctc import frames_needed
 from .data import DurationBatches, ManifestError, SpeechDataset, SpeedPerturbed, check_audio, class_repeats, describe, emotion_names, read_manifest, speeds
 from .evaluation import (LOWER_IS_BETTER, by_seconds, confidence_metrics, ctc_advice, decoder_options, half_precision, metrics_table, predict, predict_emotions, read_out,
@@ -117,9 +119,10 @@ def count_infeasible(
     dataset,   # `SpeechDataset`
     tokenizer, # `SentencePieceTokenizer`
     frame_rate, # frames a second of the backbone
+    fastest=1.0, # speed that they are heard at
 ) -> int:
     "Utterances whose transcript has more tokens (and repeats, which need a blank between) than frames."
-    return sum(frames_needed(tokenizer.encode_words(u.words)[0]) > s * frame_rate for u, s in zip(dataset.utterances, dataset.seconds) if u.words)
+    return sum(frames_needed(tokenizer.encode_words(u.words)[0]) > s / fastest * frame_rate for u, s in zip(dataset.utterances, dataset.seconds) if u.words)
 
 # %% ../nbs/09_trainer.ipynb #c013
 def gradient_products(
@@ -361,8 +364,11 @@ class StopAt(Checkpoints):
         super().__init__(config); self.epoch = epoch
 
     def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.epoch >= self.epoch - 1e-6
         super().on_step_end(args, state, control, **kwargs)
-        if state.epoch >= self.epoch - 1e-6: control.should_training_stop = True
+
+    def _checkpoint(self, control):
+        if not control.should_training_stop: super()._checkpoint(control)       # whoever goes on from the end would take a step more
 
 # %% ../nbs/09_trainer.ipynb #c018
 def aside(folder): return Path(folder).with_name(Path(folder).name + ".old")
@@ -607,7 +613,7 @@ def check_resume(
     "Raise `ConfigError` when a run is to go on with settings that make it another run."
     path = Path(config.save_dir)/"train_config.json"
     if not (config.resume and path.exists()): return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = read_settings(path)
     same = lambda k, a, b: bool(a) == bool(b) if k == "feature_cache" else same_value(k, a, b)        # the cache may have moved
     changed = [f"{k} {before[k]!r} -> {v!r}" for k, v in vars(config).items() if k not in MAY_CHANGE and not same(k, before.get(k, v), v)]
     if changed: raise ConfigError(f"--resume goes on with the settings of {path}, but these differ: {', '.join(changed)}. Use the old ones, or start anew without --resume.")
@@ -629,15 +635,31 @@ def with_features(
     cache = FeatureCache(folder, model)
     return {s: CachedDataset(d, cache) for s, d in data.items()}
 
-def train_through(
-    trainer,    # `MTLTrainer`
-    config,     # `TrainConfig`, whose trackers end with it
-    checkpoint, # to go on from; None: from the start
-):
-    "Train to the end; what breaks it off is told to the trackers."
-    if checkpoint: say(f"going on from {checkpoint}")
-    try: trainer.train(resume_from_checkpoint=checkpoint)
+@contextmanager
+def telling_trackers(config):
+    "What breaks a run off is told to its trackers."
+    try: yield
     except BaseException: close_trackers(config, failed=True); raise
+
+def stopped_early(
+    config,     # `TrainConfig`
+    checkpoint, # that a run goes on from
+    best,       # from `read_best`
+) -> bool:
+    "Whether patience had run out there: the engine would not remember, and train on."
+    epoch = json.loads((Path(checkpoint)/"trainer_state.json").read_text(encoding="utf-8"))["epoch"]
+    return bool(config.early_stopping_patience and best and epoch - best["epoch"] >= config.early_stopping_patience)
+
+def go_on(
+    trainer,    # `MTLTrainer`
+    config,     # `TrainConfig`
+    checkpoint, # that a run goes on from
+):
+    "Train on, unless early stopping had ended the run."
+    best = read_best(Path(config.save_dir)/"best_model")
+    if not stopped_early(config, checkpoint, best): say(f"going on from {checkpoint}"); return trainer.train(resume_from_checkpoint=checkpoint)
+    say(f"{checkpoint}: early stopping had ended this training")
+    trainer.state, trainer.keep.best = TrainerState.load_from_json(str(Path(checkpoint)/"trainer_state.json")), best
 
 def fit(
     config,    # `TrainConfig`
@@ -646,17 +668,17 @@ def fit(
 ) -> dict:     # the `history`
     "Train a fresh model and keep the best on validation in `save_dir/best_model`."
     model = build_model(config, data["train"], tokenizer)
-    if model.asr and (n := count_infeasible(data["train"], tokenizer, model.backbone.frame_rate)):
-        say(f"{n} of {len(data['train'])} training transcripts have more tokens than frames and cannot train CTC. A larger --vocab_size gives fewer tokens; "
+    if model.asr and (n := count_infeasible(data["train"], tokenizer, model.backbone.frame_rate, 1 + config.speed_perturb)):
+        say(f"{n} of {len(data['train'])} training transcripts have more tokens than frames{' at the fastest speed' if config.speed_perturb else ''} and cannot train CTC. A larger --vocab_size gives fewer tokens; "
             f"prosody-ser audit {config.train_jsonl} --audio_base_path {config.audio_base_path} --tokenizer_path {config.tokenizer_path} --frame_rate {model.backbone.frame_rate:g} lists them.")
     if idle := [NEEDS[t][1] for t in config.tasks if not config.alphas[t]]: say(f"alpha 0: the {' and '.join(idle)} head learns nothing, its scores are those of random weights")
     if config.feature_cache: data = data | with_features(config, model, {s: data[s] for s in ("train", "val")})
     with main_first(): checkpoint = last_checkpoint(config)
     if main_process(): save_run(config, {s: d.utterances for s, d in data.items()})
     if main_process(): open_trackers(config)
-    trainer = build_trainer(config, model, data)
-    train_through(trainer, config, checkpoint)
-    past, metric = history(trainer.state.log_history, selection_metric(config)), selection_metric(config)
+    trainer, metric = build_trainer(config, model, data), selection_metric(config)
+    with telling_trackers(config): go_on(trainer, config, checkpoint) if checkpoint else trainer.train()
+    past = history(trainer.state.log_history, metric)
     if trainer.is_world_process_zero(): write_history(config.save_dir, past); send_validation(config, trainer.keep.best, metric)
     return past | dict(best=trainer.keep.best)
 
@@ -665,33 +687,42 @@ def refit(
     data,      # dict: split -> `SpeechDataset`
     tokenizer, # `SentencePieceTokenizer` or None
     past,      # from `fit`
-) -> dict:     # `past`, and the losses of this training
+) -> dict:     # `past`, and what was done
     "Train a fresh model on training and validation rows together, up to the chosen epoch. It becomes `best_model`, the chosen one `selected_model`."
     (train, val), epoch, folder = (data["train"], data["val"]), past["best"]["epoch"], Path(config.save_dir)
     both = SpeechDataset(train.utterances + val.utterances, config.audio_base_path, train.names, np.concatenate([train.seconds, val.seconds]))
+    plan = dict(rows=len(both), epoch=epoch, of=config.num_epochs)
+    if config.resume and (done := read_refit(folder/"best_model")) and plan.items() <= done.items(): return past | dict(refit=done)
     say(f"refit: training anew on the {len(both)} training and validation rows together, up to epoch {epoch:g}")
     gc.collect(); torch.cuda.empty_cache()                               # the chosen model's memory
     place = folder/"refit"/f"up_to_{epoch:g}_of_{config.num_epochs}"     # checkpoints are of this plan only
     run = replace(config, save_dir=str(place), use_wandb=False, report_to=None, wandb_tags=None, wandb_group=None, resume=config.resume and any(map(is_whole, place.glob("checkpoint-*"))))
     model = build_model(run, both, tokenizer)
     if config.feature_cache: both = with_features(run, model, dict(train=both))["train"]
-    trainer = build_trainer(run, model, dict(train=both), until=epoch)
-    train_through(trainer, config, last_checkpoint(run))
+    trainer, checkpoint = build_trainer(run, model, dict(train=both), until=epoch), last_checkpoint(run)
+    if checkpoint: say(f"going on from {checkpoint}")
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_whole(str(folder/"best_model.new"))
-    past = past | dict(refit=dict(rows=len(both), train=history(trainer.state.log_history, past["metric"])["train"]))
+    past = past | dict(refit=plan | dict(train=history(trainer.state.log_history, past["metric"])["train"]))
     if main_process(): take_place(folder, past)
     return past
+
+def read_refit(
+    folder, # `best_model`
+):          # dict, or None where it is the model that validation chose
+    "What the model in a folder was refitted on."
+    path = Path(folder)/"refit.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 def take_place(
     folder, # of the run
     past,   # from `refit`
 ):
-    "The chosen model becomes `selected_model`, the new one `best_model`, with the scores that the chosen one had."
+    "The chosen model becomes `selected_model`, the new one `best_model`, with the validation scores that the chosen one had."
     best, new, selected = folder/"best_model", folder/"best_model.new", folder/"selected_model"
-    if "refit_rows" not in read_best(best): shutil.rmtree(selected, ignore_errors=True); shutil.copytree(best, selected)      # else it is there from an earlier refit
-    (new/"validation.json").write_text(json.dumps(past["best"] | dict(refit_rows=past["refit"]["rows"]), indent=1) + "\n", encoding="utf-8")
+    if not read_refit(best): shutil.rmtree(selected, ignore_errors=True); shutil.copytree(best, selected)      # else it is there from an earlier refit
+    for name, what in (("validation", past["best"]), ("refit", past["refit"])): (new/f"{name}.json").write_text(json.dumps(what, indent=1) + "\n", encoding="utf-8")
     replace_folder(new, best); shutil.rmtree(folder/"refit")
-    write_history(folder, past)
 
 def fit_final(
     config,    # `TrainConfig`
@@ -700,7 +731,10 @@ def fit_final(
 ) -> dict:     # the `history`
     "The model that is tested."
     past = fit(config, data, tokenizer)
-    return refit(config, data, tokenizer, past) if config.refit else past
+    if not config.refit: return past
+    with telling_trackers(config): past = refit(config, data, tokenizer, past)
+    if main_process(): write_history(config.save_dir, past)
+    return past
 
 def prepare(
     config, # `TrainConfig`
@@ -722,18 +756,38 @@ def run_training(
     return finish_run(config, data, fit_final(config, data, tokenizer))
 
 # %% ../nbs/09_trainer.ipynb #c029
+def as_kept(
+    config,  # `TrainConfig` with `feature_cache`
+    model,   # `ProsodySER` with the backbone that they were computed with
+    dataset, # `SpeechDataset`
+):           # `CachedDataset`
+    "A dataset with the features that training has kept, for one process alone."
+    cache = FeatureCache(cache_folder(config.feature_cache, model), model)
+    cache.fill(model, dataset, config.batch_size, "cuda" if torch.cuda.is_available() else "cpu", config.num_workers)
+    return CachedDataset(dataset, cache)
+
 def set_temperature(
     folder, # `best_model`
     model,  # the `ProsodySER` loaded from it
-    val,    # `SpeechDataset` for validation
-    judge=None, # `ProsodySER` that has not been trained on it; None: `model`
-    **how,  # arguments of `predict_emotions`
-) -> dict:  # from `calibrate`
-    "Fit the temperature of the emotions on validation, for the model at hand and the one in its folder."
-    found = calibrate(predict_emotions(judge or model, val, **how), val.emotions)
-    model.config.emotion_temperature = found["temperature"]
+    value,  # the temperature
+):
+    "Give a model and its folder a temperature."
+    model.config.emotion_temperature = value
     new = Path(folder)/"config.json.new"
     model.config.to_json_file(new); new.replace(Path(folder)/"config.json")      # in one step: whoever is killed leaves a whole file
+
+def calibrate_run(
+    config, # `TrainConfig`
+    model,  # the `ProsodySER` of `best_model`
+    val,    # `SpeechDataset` for validation
+    **how,  # arguments of `predict_emotions`
+) -> dict:  # from `calibrate`
+    "Fit the temperature of the emotions on validation, with the model that has not learned these rows, and give it to all that are saved."
+    best, selected = (Path(config.save_dir)/f"{name}_model" for name in ("best", "selected"))
+    judge = load_checkpoint(selected) if config.refit else model
+    if config.feature_cache: val = as_kept(config, judge, val)                   # the test hears the audio itself, as users will
+    found = calibrate(predict_emotions(judge, val, **how), val.emotions)
+    for folder, m in [(best, model), (selected, judge)][:1 + config.refit]: set_temperature(folder, m, found["temperature"])
     return found
 
 def finish_run(
@@ -749,8 +803,7 @@ def finish_run(
     folder, test = Path(config.save_dir), data["test"]
     model = load_checkpoint(folder/"best_model")
     how = dict(batch_size=config.batch_size, device="cuda" if torch.cuda.is_available() else "cpu", amp=config.use_amp, num_workers=config.num_workers)
-    judge = load_checkpoint(folder/"selected_model") if config.refit else None       # the refitted model has learned the validation rows
-    calibration = set_temperature(folder/"best_model", model, data["val"], judge, **how) if model.ser else None
+    calibration = calibrate_run(config, model, data["val"], **how) if model.ser else None
     save_pt(model, folder/"best_model.pt")
     records = predict(model, test, decode=config.decode_method, **how, **decoder_options(config, model.processor.tokenizer))
     if calibration and (plain := confidence_metrics(uncalibrated(records, calibration["temperature"]))): calibration["test_ece_before"] = plain["ser/ece"]

@@ -39,7 +39,7 @@ def python(wheel, tmp_path_factory):
     (site / "google/colab/__init__.py").write_text("")
     (site / "google/colab/drive.py").write_text(DRIVE)
     (site / "sitecustomize.py").write_text("import google.colab\n")                   # Colab's kernels have it loaded
-    for page in ("train", "evaluate", "gather"):
+    for page in ("train", "evaluate", "gather", "ablation"):
         shutil.copy(ROOT / f"nbs/{page}.ipynb", folder)
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")} | dict(JUPYTER_DATA_DIR=str(folder / "jupyter"), MPLBACKEND="Agg")
 
@@ -99,3 +99,16 @@ def test_notebooks_run_without_the_checkout(python):
     python("-m", "papermill", "gather.ipynb", "gathered.ipynb", "-p", "runs", "out.ipynb", "-p", "out", "compared")
     table = (folder / "compared/comparison.md").read_text()
     assert f"{tested['ser/ua']:.3f} [{tested['ser/ua_low']:.3f}, {tested['ser/ua_high']:.3f}] ({tested['ser/ua_floor']:.3f})" in table
+
+
+def test_study_runs_without_the_checkout(python):
+    """A grid of two weights for each auxiliary task, trained; the executed page shows its table and its map."""
+    folder = python.folder
+    python("-m", "papermill", "ablation.ipynb", "study.ipynb", "-p", "ablation_mode", "grid", "-p", "ablation_alphas", "[0, 0.5]", "-p", "decode_method", "greedy", "-p", "save_dir", "study")
+    study = json.loads((folder / "study/ablation_results.json").read_text())
+    assert study["mode"] == "grid" and [(r["alpha_asr"], r["alpha_prosody"]) for r in study["table"]] == [(0, 0), (0, 0.5), (0.5, 0), (0.5, 0.5)] and not study["failed"]
+    settings = json.loads((folder / "study/train_config.json").read_text())
+    assert {k: settings[k] for k in study["best"]} == study["best"]                   # the final model has the weights that were chosen
+    outputs = [o for c in nbformat.read(folder / "study.ipynb", 4).cells if c.cell_type == "code" for o in c.outputs]
+    markdown = "".join(o.data["text/markdown"] for o in outputs if "text/markdown" in o.get("data", {}))
+    assert "| α transcript | α prominence |" in markdown and sum("image/png" in o.get("data", {}) for o in outputs) == 2
