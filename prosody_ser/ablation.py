@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from .config import TrainingError, same_run, set_otherwise
+from .bootstrap import mean_sd
 from .evaluation import LOWER_IS_BETTER, SHOWN
 from .tracking import close_trackers, grouped
 from .trainer import check_resume, fit, fit_final, finish_run, is_whole, main_first, main_process, prepare, say, selection_metric
@@ -117,7 +118,7 @@ def gather(
         for part, keys in (("best", SHOWN), ("training", SHARES)):
             for k in keys:
                 values = [r[part][k] for r in same if k in r[part]]
-                if values: row |= {k: float(np.mean(values)), f"{k}_sd": float(np.std(values, ddof=1)) if len(values) > 1 else None}
+                if values: row |= dict(zip((k, f"{k}_sd"), mean_sd(values)))
         rows.append(row)
     sign, whole = -1 if metric in LOWER_IS_BETTER else 1, max((r["seeds"] for r in rows), default=0)
     return rows, max((r for r in rows if r["seeds"] == whole), key=lambda r: sign * r[metric], default=None)      # what one seed of three survived is no choice

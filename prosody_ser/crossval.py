@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .bootstrap import mean_sd
 from .config import ConfigError, TrainingError, same_run, set_otherwise
 from .data import ManifestError, group_of, read_manifest, repeated_rows, speaker_folds, write_manifest
 from .evaluation import SHOWN, intervals, plot_confusion, read_predictions, score, write_predictions
@@ -106,9 +107,11 @@ def run_fold(
     return dict(fold=fold, seed=run.seed, metrics=json.loads((folder/"test_results.json").read_text(encoding="utf-8"))["metrics"], records=read_predictions(folder))
 
 # %% ../nbs/10b_crossval.ipynb #c010
-def spread(values) -> dict:
+def spread(
+    values, # of folds, or seeds
+) -> dict:
     "Mean and standard deviation (None for a single value)."
-    return dict(mean=float(np.mean(values)), sd=float(np.std(values, ddof=1)) if len(values) > 1 else None)
+    return dict(zip(("mean", "sd"), mean_sd(values)))
 
 def gather_folds(
     results, # from `run_fold`

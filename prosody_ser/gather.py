@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FACTS', 'NOT_COMPARED', 'MAIN', 'run_facts', 'notebook_facts', 'find_runs', 'read_runs', 'compared', 'differing',
-           'mean_sd', 'compare', 'chosen', 'columns', 'said', 'cell', 'comparison_rows', 'comparison_notes',
-           'comparison_table', 'plot_comparison', 'GatherConfig', 'gather']
+           'compare', 'chosen', 'columns', 'said', 'cell', 'comparison_rows', 'comparison_notes', 'comparison_table',
+           'plot_comparison', 'GatherConfig', 'gather']
 
 # %% ../nbs/10c_gather.ipynb #c003
 import csv
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .bootstrap import mean_sd
 from .config import CARRIED_OUT, LOGGED, ConfigError, TrainConfig, _, default_of, unknown
 from .evaluation import LOWER_IS_BETTER, SHOWN
 
@@ -117,12 +118,6 @@ def differing(
 def _sorting(value): return (value is not None, isinstance(value, str), value if isinstance(value, (int, float, str)) else json.dumps(value))
 
 # %% ../nbs/10c_gather.ipynb #c011
-def mean_sd(
-    values, # numbers
-):          # mean; standard deviation, None for a single value
-    "Mean and spread."
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
-
 def compare(
     runs, # from `read_runs`
 ) -> list[dict]: # settings: those that differ, seeds, folders, metric, and for val and each metric of the test (mean, sd, floor, values)
@@ -199,6 +194,8 @@ def comparison_notes(
     "What a reader must know besides the scores."
     notes = ["mean ± standard deviation over seeds, [95 % interval] of a single run, (floor): what one and the same answer for every row would get"]
     if len(rows) > 1: notes.append("* best on validation" if chosen(rows) else "the runs were chosen by different metrics; their validation scores cannot be compared")
+    if chosen(rows) and sum(r["scores"]["val"]["mean"] == chosen(rows)["scores"]["val"]["mean"] for r in rows) > 1:
+        notes.append("several rows have the best validation score, the first of them is marked" + ("; a refitted model has that of the model before" if "refit" in rows[0]["settings"] else ""))
     if any("test_jsonl" in r["settings"] for r in rows): notes.append("beware: the runs were tested on different manifests; differences may be those of the test sets")
     if len({tuple(r["seeds"]) for r in rows}) > 1: notes.append("beware: the rows have different seeds: " + "; ".join(f"{' '.join(map(str, r['seeds']))}" for r in rows))
     return notes + [f"left out: {p}: {why}" for p, why in left.items()]
