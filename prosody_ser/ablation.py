@@ -203,9 +203,11 @@ def _map(ax, rows, k, star=True):
     across, up = (sorted({r[a] for r in rows}) for a in ("alpha_prosody", "alpha_asr"))
     grid = np.full((len(up), len(across)), np.nan)
     for r in rows: grid[up.index(r["alpha_asr"]), across.index(r["alpha_prosody"])] = r.get(k, np.nan)
-    low = k in LOWER_IS_BETTER
+    low, ranked = k in LOWER_IS_BETTER, grid.copy()
+    if k.startswith("asr"): ranked[[a == 0 for a in up]] = np.nan                     # heads that learned nothing are not the best
+    if k.startswith("prosody"): ranked[:, [a == 0 for a in across]] = np.nan
     image = ax.imshow(grid, origin="lower", cmap="viridis_r" if low else "viridis", aspect="auto")
-    best = np.nanargmin(grid) if low else np.nanargmax(grid)
+    best = (np.nanargmin if low else np.nanargmax)(ranked) if np.isfinite(ranked).any() else None
     for i, v in enumerate(grid.flat):
         dark = (image.norm(v) < .5) != low
         if np.isfinite(v): ax.text(i % len(across), i // len(across), f"{v:.2f}" + ("*" if star and i == best else ""), ha="center", va="center", fontsize=7, color="w" if dark else "k")
