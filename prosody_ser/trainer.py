@@ -213,8 +213,9 @@ class MTLTrainer(Trainer):
 
     def save_whole(self, folder):
         "The model as others load it: adapters merged. Every process takes part, it may hold a share of the weights."
-        if self.is_fsdp_enabled or not any("lora_" in n for n, _ in self.model.named_parameters()): return self.save_model(folder, _internal_call=True)
-        if self.args.should_save: self.model.save_pretrained(folder, state_dict=merged_state(self.model))
+        if self.is_fsdp_enabled or not any("lora_" in n for n, _ in self.model.named_parameters()): self.save_model(folder, _internal_call=True)
+        elif self.args.should_save: self.model.save_pretrained(folder, state_dict=merged_state(self.model))
+        if self.args.should_save: Path(folder, "training_args.bin").unlink(missing_ok=True)      # a pickle, which a model to be shared does not need
 
     def create_optimizer(self, model=None):
         "AdamW with the learning rates of `part_of`; weight decay on matrices only."
