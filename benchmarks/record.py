@@ -5,8 +5,8 @@
 Each row is one `prosody-ser crossval` (8 folds on the Berlin corpus cut at 2 s); finished runs are read, so it can be broken off and
 gone on with, and rows that no run has been made for are left out (--read_only makes none). Scores are pooled over all speakers, each
 heard only by the model that was not trained on it; intervals and differences are drawn over speakers. `pip install 'prosody-ser[record]'`
-adds the row of openSMILE's ComParE 2016 functionals (6,373) with a linear support vector machine, its C chosen on each fold's
-validation speaker. --publish writes the figures that the page `nbs/results.ipynb` draws.
+adds the rows of openSMILE's ComParE 2016 functionals (6,373) with a linear support vector machine, its C chosen on each fold's
+validation speaker; models that are refitted with that speaker are held against one that is. --publish writes the figures that the page `nbs/results.ipynb` draws.
 """
 import argparse
 import datetime
@@ -50,8 +50,8 @@ def crossval(folder: Path, settings: dict, seeds: int, read_only: bool):
     return read_predictions(pooled)
 
 
-def compare_svm(data: Path, folds: list):
-    "ComParE functionals and a linear SVM: predictions in the shape of ours"
+def compare_svm(data: Path, folds: list, refit: bool):
+    "ComParE functionals and a linear SVM, with refit trained on the validation speaker too once it has chosen C: predictions in the shape of ours"
     import numpy as np
     import opensmile
     from sklearn.pipeline import make_pipeline
@@ -69,6 +69,7 @@ def compare_svm(data: Path, folds: list):
         for s, us in rows.items(): x[s], y[s] = np.nan_to_num(np.stack([features(u) for u in us])), [u.emotion for u in us]
         def learn(c): return make_pipeline(StandardScaler(), LinearSVC(C=c, random_state=0, max_iter=20_000)).fit(x["train"], y["train"])
         best = max((learn(c) for c in (1e-5, 1e-4, 1e-3, 1e-2)), key=lambda m: recall_score(y["val"], m.predict(x["val"]), average="macro", zero_division=0))
+        if refit: best.fit(np.concatenate([x["train"], x["val"]]), y["train"] + y["val"])
         records += [dict(id=u.id or u.audio_filepath, seed=0, emotion=str(u.emotion), predicted_emotion=str(p), speaker=u.speaker, group=group_of(u)) for u, p in zip(rows["test"], best.predict(x["test"]))]
     return records
 
@@ -85,8 +86,9 @@ def figures(records: list):
 
 
 def against(records: list, others: list):
-    "The differences in emotion scores from another row, drawn together over speakers; a row of one seed is held against each seed of the other"
-    if len(seeds_of(others)) == 1: others = [r | dict(seed=s) for s in seeds_of(records) for r in others]
+    "The differences in emotion scores from another row, drawn together over speakers: seed by seed, or from the other row's only seed"
+    seeds, one = seeds_of(records), len(seeds_of(others)) == 1
+    others = [r | dict(seed=s) for s in seeds for r in others if one or r["seed"] == s]
     found = difference(records, others)
     return {k: dict(mean=found[k], low=found[f"{k}_low"], high=found[f"{k}_high"]) for k in SHOWN[:3]}
 
@@ -114,15 +116,17 @@ def main():
         rows.append(row)
         told = {"UA": row["scores"]["ser/ua"]} | {f"less {name}": a["ser/ua"] for name, a in row["against"].items()}
         print(f"{what['backbone']}, {what['way']}, {what['tasks']}: " + ", ".join(f"{k} {v['mean']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for k, v in told.items()), flush=True)
-    svm = args.out/"compare_svm.jsonl"
-    if not svm.exists() and not args.read_only:
-        try: import opensmile
-        except ImportError: print("(opensmile is not installed: no row for ComParE + SVM)", flush=True)
-        else:
+    compare = {}                                               # refitted or not -> predictions
+    for refit in (False, True):
+        svm = args.out/f"compare_svm{'_refit' * refit}.jsonl"
+        if not svm.exists() and not args.read_only:
+            try: import opensmile
+            except ImportError: print("(opensmile is not installed: no row for ComParE + SVM)", flush=True); break
             from prosody_ser.crossval import make_folds
-            write_predictions(svm, compare_svm(args.data, make_folds([args.out/"all.jsonl"], args.out/"folds")))
-    compare = read_predictions(svm) if svm.exists() else None
-    if compare: tell(compare, {}, backbone="ComParE", way="svm", tasks="SER", part="tasks")
+            write_predictions(svm, compare_svm(args.data, make_folds([args.out/"all.jsonl"], args.out/"folds"), refit))
+        if not svm.exists(): continue
+        compare[refit] = read_predictions(svm)
+        tell(compare[refit], {}, backbone="ComParE", way="svm, refit" if refit else "svm", tasks="SER", part="tasks")
     for name, path in (b.split("=", 1) for b in args.backbones):
         for way in args.ways:
             more = dict(feature_cache=args.out/"cache") if "freeze_backbone" in WAYS[way] else dict(cpu_bf16=True) if args.cpu_bf16 else {}
@@ -133,7 +137,7 @@ def main():
             for part, tasks, overrides in variants:
                 folder = args.out/f"{name} {way} {tasks}".replace(" + ", "+").replace(", ", "-").replace(" ", "_")
                 records = crossval(folder, settings | overrides, args.seeds, args.read_only)
-                if records: tell(records, {"SER": alone, "ComParE": compare}, backbone=name, way=way, tasks=tasks, part=part)
+                if records: tell(records, {"SER": alone, "ComParE": compare.get("refit" in (settings | overrides))}, backbone=name, way=way, tasks=tasks, part=part)
                 if tasks == "SER": alone = records
     if args.publish:
         import torch
