@@ -86,9 +86,10 @@ def figures(records: list):
 
 
 def against(records: list, others: list):
-    "The differences in emotion scores from another row, drawn together over speakers: seed by seed, or from the other row's only seed"
-    seeds, one = seeds_of(records), len(seeds_of(others)) == 1
-    others = [r | dict(seed=s) for s in seeds for r in others if one or r["seed"] == s]
+    "The differences in emotion scores from another row, drawn together over speakers: from its only seed, or over the seeds that both have"
+    if len(seeds_of(others)) == 1: others = [r | dict(seed=s) for s in seeds_of(records) for r in others]
+    both = set(seeds_of(records)) & set(seeds_of(others))
+    records, others = ([r for r in rows if r["seed"] in both] for rows in (records, others))
     found = difference(records, others)
     return {k: dict(mean=found[k], low=found[f"{k}_low"], high=found[f"{k}_high"]) for k in SHOWN[:3]}
 
@@ -121,7 +122,7 @@ def main():
         svm = args.out/f"compare_svm{'_refit' * refit}.jsonl"
         if not svm.exists() and not args.read_only:
             try: import opensmile
-            except ImportError: print("(opensmile is not installed: no row for ComParE + SVM)", flush=True); break
+            except ImportError: print("(opensmile is not installed: no new rows for ComParE + SVM)", flush=True); continue
             from prosody_ser.crossval import make_folds
             write_predictions(svm, compare_svm(args.data, make_folds([args.out/"all.jsonl"], args.out/"folds"), refit))
         if not svm.exists(): continue
@@ -131,13 +132,14 @@ def main():
         for way in args.ways:
             more = dict(feature_cache=args.out/"cache") if "freeze_backbone" in WAYS[way] else dict(cpu_bf16=True) if args.cpu_bf16 else {}
             settings, alone = base | WAYS[way] | more | dict(backbone_path=path), None
-            variants = [("tasks", t, {f"use_alpha_{h}": True for h in TASKS[t]}) for t in args.tasks]
+            variants = [("tasks", t, {f"use_alpha_{h}": True for h in TASKS[t]}) for t in TASKS if t in args.tasks]       # the emotion alone first: the others are held against it
             for part, wanted, some in (("rare emotions", args.imbalance, IMBALANCE), ("steps", args.steps, STEPS)):
                 if wanted and way == "frozen": variants += [(part, f"SER, {n}", dict(use_alpha_ser=True) | o) for n, o in some.items()]
             for part, tasks, overrides in variants:
                 folder = args.out/f"{name} {way} {tasks}".replace(" + ", "+").replace(", ", "-").replace(" ", "_")
                 records = crossval(folder, settings | overrides, args.seeds, args.read_only)
                 if records: tell(records, {"SER": alone, "ComParE": compare.get("refit" in (settings | overrides))}, backbone=name, way=way, tasks=tasks, part=part)
+                else: print(f"(no finished runs in {folder})", flush=True)
                 if tasks == "SER": alone = records
     if args.publish:
         import torch

@@ -6,12 +6,12 @@
 __all__ = ['NEEDS', 'FP16_PATIENCE', 'LEFT_BY_A_RUN', 'MAY_CHANGE', 'main_process', 'main_first', 'give_back_memory', 'say',
            'check_labels', 'load_splits', 'prepare_tokenizer', 'count_infeasible', 'gradient_products',
            'gradient_shares', 'part_of', 'MTLTrainer', 'Checkpoints', 'KeepBest', 'StopAt', 'aside', 'replace_folder',
-           'read_best', 'history', 'write_history', 'plot_history', 'plot_shares', 'plot_alphas', 'Progress',
-           'say_once', 'precision', 'processor_has_bf16', 'check_bf16', 'selection_metric', 'training_arguments',
-           'emotion_loss_options', 'build_model', 'build_trainer', 'is_whole', 'last_checkpoint', 'check_resume',
-           'with_features', 'telling_trackers', 'stopped_early', 'go_on', 'fit', 'refit', 'read_refit', 'take_place',
-           'fit_final', 'prepare', 'run_training', 'as_kept', 'set_temperature', 'calibrate_run', 'finish_run',
-           'how_chosen', 'model_card']
+           'mend_folder', 'read_best', 'history', 'write_history', 'plot_history', 'plot_shares', 'plot_alphas',
+           'Progress', 'say_once', 'precision', 'processor_has_bf16', 'check_bf16', 'selection_metric',
+           'training_arguments', 'emotion_loss_options', 'build_model', 'build_trainer', 'is_whole', 'last_checkpoint',
+           'check_resume', 'with_features', 'telling_trackers', 'stopped_early', 'go_on', 'fit', 'refit', 'read_refit',
+           'take_place', 'fit_final', 'prepare', 'run_training', 'as_kept', 'set_temperature', 'calibrate_run',
+           'finish_run', 'how_chosen', 'model_card']
 
 # %% ../nbs/09_trainer.ipynb #c003
 import gc
@@ -328,11 +328,7 @@ class KeepBest(Checkpoints):
         super().__init__(config); self.metric, self.trainer = metric, None
         self.sign, self.best = -1 if metric in LOWER_IS_BETTER else 1, None
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        folder = Path(args.output_dir)/"best_model"
-        with main_first():
-            if not folder.exists() and aside(folder).exists(): aside(folder).rename(folder)      # killed between two names
-        self.best = read_best(folder)                                  # of the run that is resumed
+    def on_train_begin(self, args, state, control, **kwargs): self.best = read_best(Path(args.output_dir)/"best_model")      # of the run that is resumed
 
     def on_step_end(self, args, state, control, **kwargs):
         super().on_step_end(args, state, control, **kwargs)
@@ -382,6 +378,13 @@ def replace_folder(
     shutil.rmtree(aside(old), ignore_errors=True)
     if Path(old).exists(): Path(old).rename(aside(old))
     Path(new).rename(old); shutil.rmtree(aside(old), ignore_errors=True)
+
+def mend_folder(
+    folder, # that `replace_folder` may have been killed at
+):
+    "The old one comes back where the new one has not arrived; what was half written goes."
+    if not Path(folder).exists() and aside(folder).exists(): aside(folder).rename(folder)
+    shutil.rmtree(Path(folder).with_name(Path(folder).name + ".new"), ignore_errors=True)
 
 # %% ../nbs/09_trainer.ipynb #c019
 def read_best(
@@ -648,8 +651,9 @@ def stopped_early(
     best,       # from `read_best`
 ) -> bool:
     "Whether patience had run out there: the engine would not remember, and train on."
-    epoch = json.loads((Path(checkpoint)/"trainer_state.json").read_text(encoding="utf-8"))["epoch"]
-    return bool(config.early_stopping_patience and best and epoch - best["epoch"] >= config.early_stopping_patience)
+    log = json.loads((Path(checkpoint)/"trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    judged = max((e["epoch"] for e in log if "eval_loss" in e), default=0)           # training ends at validations only
+    return bool(config.early_stopping_patience and best and judged - best["epoch"] >= config.early_stopping_patience)
 
 def go_on(
     trainer,    # `MTLTrainer`
@@ -674,7 +678,9 @@ def fit(
             f"prosody-ser audit {config.train_jsonl} --audio_base_path {config.audio_base_path} --tokenizer_path {config.tokenizer_path} --frame_rate {model.backbone.frame_rate:g} lists them.")
     if idle := [NEEDS[t][1] for t in config.tasks if not config.alphas[t]]: say(f"alpha 0: the {' and '.join(idle)} head learns nothing, its scores are those of random weights")
     if config.feature_cache: data = data | with_features(config, model, {s: data[s] for s in ("train", "val")})
-    with main_first(): checkpoint = last_checkpoint(config)
+    with main_first():
+        if main_process(): mend_folder(Path(config.save_dir)/"best_model")
+        checkpoint = last_checkpoint(config)
     if main_process(): save_run(config, {s: d.utterances for s, d in data.items()})
     if main_process(): open_trackers(config)
     trainer, metric = build_trainer(config, model, data), selection_metric(config)
@@ -754,7 +760,8 @@ def run_training(
 ) -> dict:  # metrics of the best model on the test set
     "Train, keep the best model on validation, test it once, and leave a run folder with everything."
     data, tokenizer = prepare(config)
-    return finish_run(config, data, fit_final(config, data, tokenizer))
+    past = fit_final(config, data, tokenizer)
+    with telling_trackers(config): return finish_run(config, data, past)
 
 # %% ../nbs/09_trainer.ipynb #c029
 def as_kept(
