@@ -23,7 +23,7 @@ from .config import TrainingError, same_run, set_otherwise
 from .bootstrap import mean_sd
 from .evaluation import LOWER_IS_BETTER, SHOWN
 from .tracking import close_trackers, grouped
-from .trainer import check_resume, fit, fit_final, finish_run, is_whole, main_first, main_process, prepare, say, selection_metric, telling_trackers
+from .trainer import check_resume, fit, is_whole, main_first, main_process, prepare, say, selection_metric, train_and_test
 
 # %% ../nbs/10_ablation_study.ipynb #c006
 def alpha_pairs(
@@ -242,8 +242,7 @@ def run_ablation(
     if (folder/"test_results.json").exists() and same_run(final, folder/"train_config.json"):
         say(f"the final model in {folder} has these weights already; it is not trained and tested again")
         return json.loads((folder/"test_results.json").read_text(encoding="utf-8"))["metrics"]
-    past = fit_final(final, data, tokenizer)
-    with telling_trackers(final): return finish_run(final, data, past)
+    return train_and_test(final, data, tokenizer)
 
 def within_noise(
     rows,   # from `gather`

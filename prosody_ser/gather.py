@@ -194,7 +194,8 @@ def comparison_notes(
     "What a reader must know besides the scores."
     notes = ["mean ± standard deviation over seeds, [95 % interval] of a single run, (floor): what one and the same answer for every row would get"]
     if len(rows) > 1: notes.append("* best on validation" if chosen(rows) else "the runs were chosen by different metrics; their validation scores cannot be compared")
-    if chosen(rows) and sum(r["scores"]["val"]["mean"] == chosen(rows)["scores"]["val"]["mean"] for r in rows) > 1:
+    best = chosen(rows)
+    if best and sum(r["scores"]["val"]["mean"] == best["scores"]["val"]["mean"] for r in rows) > 1:
         notes.append("several rows have the best validation score, the first of them is marked" + ("; a refitted model has that of the model before" if "refit" in rows[0]["settings"] else ""))
     if any("test_jsonl" in r["settings"] for r in rows): notes.append("beware: the runs were tested on different manifests; differences may be those of the test sets")
     if len({tuple(r["seeds"]) for r in rows}) > 1: notes.append("beware: the rows have different seeds: " + "; ".join(f"{' '.join(map(str, r['seeds']))}" for r in rows))

@@ -10,7 +10,7 @@ __all__ = ['NEEDS', 'FP16_PATIENCE', 'LEFT_BY_A_RUN', 'MAY_CHANGE', 'main_proces
            'Progress', 'say_once', 'precision', 'processor_has_bf16', 'check_bf16', 'selection_metric',
            'training_arguments', 'emotion_loss_options', 'build_model', 'build_trainer', 'is_whole', 'last_checkpoint',
            'check_resume', 'with_features', 'telling_trackers', 'stopped_early', 'go_on', 'fit', 'refit', 'read_refit',
-           'take_place', 'fit_final', 'prepare', 'run_training', 'as_kept', 'set_temperature', 'calibrate_run',
+           'take_place', 'train_and_test', 'prepare', 'run_training', 'as_kept', 'set_temperature', 'calibrate_run',
            'finish_run', 'how_chosen', 'model_card']
 
 # %% ../nbs/09_trainer.ipynb #c003
@@ -201,7 +201,7 @@ class MTLTrainer(Trainer):
 
     def get_train_dataloader(self):
         "Batches by duration; the epoch is read from the trainer's state, so that a resumed run goes on with the same ones."
-        slowed = np.asarray(self.train_dataset.seconds) / (1 - self.speed_perturb)             # the limit is for the slowest
+        slowed = np.asarray(self.train_dataset.seconds) / min(speeds(self.speed_perturb))      # the limit is for the slowest
         batches = DurationBatches(slowed, self._train_batch_size, self.max_batch_seconds, self.by_length, self.args.seed,
                                   lambda: int((self.state.epoch or 0) + 1e-6), self.args.world_size, self.args.process_index, self.times)
         return self._loader(self.train_dataset, SpeedPerturbed(batches, self.speed_perturb) if self.speed_perturb else batches)
@@ -673,7 +673,7 @@ def fit(
 ) -> dict:     # the `history`
     "Train a fresh model and keep the best on validation in `save_dir/best_model`."
     model = build_model(config, data["train"], tokenizer)
-    if model.asr and (n := count_infeasible(data["train"], tokenizer, model.backbone.frame_rate, 1 + config.speed_perturb)):
+    if model.asr and (n := count_infeasible(data["train"], tokenizer, model.backbone.frame_rate, max(speeds(config.speed_perturb)))):
         say(f"{n} of {len(data['train'])} training transcripts have more tokens than frames{' at the fastest speed' if config.speed_perturb else ''} and cannot train CTC. A larger --vocab_size gives fewer tokens; "
             f"prosody-ser audit {config.train_jsonl} --audio_base_path {config.audio_base_path} --tokenizer_path {config.tokenizer_path} --frame_rate {model.backbone.frame_rate:g} lists them.")
     if idle := [NEEDS[t][1] for t in config.tasks if not config.alphas[t]]: say(f"alpha 0: the {' and '.join(idle)} head learns nothing, its scores are those of random weights")
@@ -731,17 +731,17 @@ def take_place(
     for name, what in (("validation", past["best"]), ("refit", past["refit"])): (new/f"{name}.json").write_text(json.dumps(what, indent=1) + "\n", encoding="utf-8")
     replace_folder(new, best); shutil.rmtree(folder/"refit")
 
-def fit_final(
+def train_and_test(
     config,    # `TrainConfig`
     data,      # dict: split -> `SpeechDataset`
     tokenizer, # `SentencePieceTokenizer` or None
-) -> dict:     # the `history`
-    "The model that is tested."
+) -> dict:     # metrics of the best model on the test set
+    "Train, refit where that is asked for, and test."
     past = fit(config, data, tokenizer)
-    if not config.refit: return past
-    with telling_trackers(config): past = refit(config, data, tokenizer, past)
-    if main_process(): write_history(config.save_dir, past)
-    return past
+    with telling_trackers(config):
+        if config.refit: past = refit(config, data, tokenizer, past)
+        if config.refit and main_process(): write_history(config.save_dir, past)
+        return finish_run(config, data, past)
 
 def prepare(
     config, # `TrainConfig`
@@ -759,9 +759,7 @@ def run_training(
     config, # `TrainConfig`
 ) -> dict:  # metrics of the best model on the test set
     "Train, keep the best model on validation, test it once, and leave a run folder with everything."
-    data, tokenizer = prepare(config)
-    past = fit_final(config, data, tokenizer)
-    with telling_trackers(config): return finish_run(config, data, past)
+    return train_and_test(config, *prepare(config))
 
 # %% ../nbs/09_trainer.ipynb #c029
 def as_kept(
@@ -795,7 +793,8 @@ def calibrate_run(
     judge = load_checkpoint(selected) if config.refit else model
     if config.feature_cache: val = as_kept(config, judge, val)                   # the test hears the audio itself, as users will
     found = calibrate(predict_emotions(judge, val, **how), val.emotions)
-    for folder, m in [(best, model), (selected, judge)][:1 + config.refit]: set_temperature(folder, m, found["temperature"])
+    set_temperature(best, model, found["temperature"])
+    if config.refit: set_temperature(selected, judge, found["temperature"])
     return found
 
 def finish_run(

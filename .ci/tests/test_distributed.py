@@ -69,7 +69,7 @@ def test_two_processes_learn_what_one_does(corpus, uneven, tmp_path, mode):
 
 def test_two_processes_refit_on_kept_features(corpus, uneven, tmp_path):
     """Features at three speeds, shared out among the processes; the model that is tested is trained on validation rows, too, and is the same as one process's."""
-    more = "--freeze_backbone", "--feature_cache", tmp_path / "features", "--speed_perturb", 0.1, "--refit", "--num_epochs", 1, "--max_seconds", 30
+    more = "--freeze_backbone", "--feature_cache", tmp_path / "features", "--speed_perturb", 0.1, "--refit", "--num_epochs", 1
     data = shutil.copytree(uneven, tmp_path / "data")
     write(data / "val.jsonl", read(uneven / "val.jsonl")[:4])                            # 12 and 4 rows: whole batches of 4, the same ones for one process and for two
     two = launch(corpus, data, tmp_path / "2", 2, *more)                                 # first: an empty cache
