@@ -22,10 +22,10 @@ def tone(emotion, marks, rng):
     return np.concatenate([(0.4 if m else 0.1) * np.sin(2 * np.pi * pitch * t) * np.hanning(6400) + rng.normal(size=6400) * 0.01 for m in marks])
 
 
-@pytest.fixture(scope="session")
-def corpus(tmp_path_factory):
-    """A folder with audio and train/val/test manifests."""
-    folder, rng = tmp_path_factory.mktemp("corpus"), np.random.default_rng(0)
+def write_corpus(folder):
+    """A folder with audio and train/val/test manifests; the same bytes each time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
     for split, n in (("train", 12), ("val", 6), ("test", 6)):
         rows = []
         for i in range(n):
@@ -35,6 +35,12 @@ def corpus(tmp_path_factory):
             sf.write(folder / rows[-1]["audio_filepath"], tone(emotion, marks, rng), 16000)
         write(folder / f"{split}.jsonl", rows)
     return folder
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """A folder with audio and train/val/test manifests."""
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 def write(path, rows):
