@@ -11,9 +11,9 @@ from typing import get_args
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from prosody_ser.config import EvaluateConfig, TrainConfig, default_of  # noqa: E402
-from prosody_ser.gather import GatherConfig  # noqa: E402
-from prosody_ser.pages import PAGE_PARAMETERS  # noqa: E402
+from prosody_ser.config import EvaluateConfig, TrainConfig, default_of# noqa: E402
+from prosody_ser.config import GatherConfig# noqa: E402
+from prosody_ser.cli import PAGE_PARAMETERS# noqa: E402
 
 # page -> class of its settings, defaults that differ from the class's, settings that are not the page's
 RUNNABLE = {

@@ -30,7 +30,7 @@ def main():
     parser.add_argument("--num_workers", type=int, default=0)
     args = parser.parse_args()
     import torch
-    from prosody_ser.data import DurationBatches, SpeechDataset, audio_path, emotion_names, read_manifest
+    from prosody_ser.data import DurationBatchSampler, SpeechDataset, audio_path, emotion_names, read_manifest
     from prosody_ser.model import Collator
     with tempfile.TemporaryDirectory() as folder:
         if not args.manifest: args.manifest, args.audio_base_path = noise(Path(folder)), folder
@@ -43,7 +43,7 @@ def main():
         start = time.perf_counter()
         for i in range(len(data)): data[i]
         clock["dataset: mono, 16 kHz, checked"] = time.perf_counter() - start
-        loader = torch.utils.data.DataLoader(data, batch_sampler=DurationBatches(data.seconds, 8), collate_fn=Collator(), num_workers=args.num_workers)
+        loader = torch.utils.data.DataLoader(data, batch_sampler=DurationBatchSampler(data.seconds, 8), collate_fn=Collator(), num_workers=args.num_workers)
         start = time.perf_counter()
         for batch in loader: pass
         clock[f"loader, batches of 8, {args.num_workers} workers"] = time.perf_counter() - start

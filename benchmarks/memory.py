@@ -36,12 +36,12 @@ def child(job, seconds, batch, V, device, shape, way):
     "Do one job and print its peak"
     import numpy as np
     import torch
-    from prosody_ser.evaluation import read_out
-    from prosody_ser.lean import add_lora
+    from prosody_ser.inference import decode_batch
+    from prosody_ser.model import add_lora
     from prosody_ser.model import Collator
     from train import Tokens, make_rows
-    from prosody_ser.trainer import give_back_memory
-    give_back_memory()
+    from prosody_ser.train import return_freed_memory
+    return_freed_memory()
     rows = make_rows([seconds] * batch, V, np.random.default_rng(0), False)
     base, cuda = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, device == "cuda"
     model = build(shape, V, device)
@@ -56,7 +56,7 @@ def child(job, seconds, batch, V, device, shape, way):
         start = time.perf_counter()
         with torch.autocast(device, torch.bfloat16, enabled=cuda), torch.set_grad_enabled(job == "train"): out = model(**inputs)
         if job == "train": out.loss.backward(); optimizer.step(); optimizer.zero_grad()
-        else: read_out(model, out, "beam")
+        else: decode_batch(model, out, "beam")
         if cuda: torch.cuda.synchronize()
     peak = torch.cuda.max_memory_allocated() if cuda else (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) * 1024
     print(json.dumps(dict(peak=peak, process=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, step=time.perf_counter() - start)))
@@ -83,7 +83,7 @@ def long(device):
 
 def estimate(device):
     "The estimate against the truth"
-    from prosody_ser.lean import memory_estimate
+    from prosody_ser.model import memory_estimate
     shape, name = (LARGE, "whisper") if device == "cuda" else (TINY, None)
     folder = Path("runs/bench-whisper-tiny")
     if name is None: build(TINY, 4000, "cpu").backbone.encoder.save_pretrained(folder)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from studies import flags
 
-from prosody_ser.evaluation import difference, intervals, read_predictions, score, write_predictions
+from prosody_ser.evaluation import paired_difference, intervals, read_predictions, score, write_predictions
 
 RECIPE = dict(backbone="whisper", vocab_size=200, head_lr=1e-3, gradient_accumulation_steps=1, ctc_blank_penalty=0, num_workers=0, checkpoint_interval=0,
               decode_method="greedy", early_stopping_patience=0)
@@ -90,7 +90,7 @@ def against(records: list, others: list):
     if len(seeds_of(others)) == 1: others = [r | dict(seed=s) for s in seeds_of(records) for r in others]
     both = set(seeds_of(records)) & set(seeds_of(others))
     records, others = ([r for r in rows if r["seed"] in both] for rows in (records, others))
-    found = difference(records, others)
+    found = paired_difference(records, others)
     return {k: dict(mean=found[k], low=found[f"{k}_low"], high=found[f"{k}_high"]) for k in SHOWN[:3]}
 
 
@@ -123,7 +123,7 @@ def main():
         if not svm.exists() and not args.read_only:
             try: import opensmile
             except ImportError: print("(opensmile is not installed: no new rows for ComParE + SVM)", flush=True); continue
-            from prosody_ser.crossval import make_folds
+            from prosody_ser.ablation import make_folds
             write_predictions(svm, compare_svm(args.data, make_folds([args.out/"all.jsonl"], args.out/"folds"), refit))
         if not svm.exists(): continue
         compare[refit] = read_predictions(svm)

@@ -76,15 +76,15 @@ def child(args):
     from prosody_ser import model as room
     from prosody_ser.backbones import ActualLengthWhisper
     from prosody_ser.ctc import dense_ctc
-    from prosody_ser.data import DurationBatches
-    from prosody_ser.trainer import give_back_memory
+    from prosody_ser.data import DurationBatchSampler
+    from prosody_ser.train import return_freed_memory
     old, cuda = args.style == "old", args.device == "cuda"
     if old: room.regularised_ctc = dense_ctc
     rng, seconds = np.random.default_rng(1), lengths(args.manifest)
-    batches = list(DurationBatches(seconds, args.batch, None if old else args.batch * 10.0, by_length=not old, epoch=lambda: 1))
+    batches = list(DurationBatchSampler(seconds, args.batch, None if old else args.batch * 10.0, by_length=not old, epoch=lambda: 1))
     count = len(batches)
     batches = [batches[i] for i in np.linspace(0, count - 1, args.batches if old else 6 * args.batches).astype(int)]                   # a fair sample of the epoch
-    if not old: give_back_memory()                                                                               # as the trainer does
+    if not old: return_freed_memory()                                                                               # as the trainer does
     base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     torch.manual_seed(0)
     encoder = ActualLengthWhisper(WhisperConfig(d_model=args.width, encoder_layers=args.layers, encoder_attention_heads=args.heads, encoder_ffn_dim=4 * args.width))
@@ -121,10 +121,10 @@ def main():
     parser.add_argument("--style", help=argparse.SUPPRESS); parser.add_argument("--V", type=int, help=argparse.SUPPRESS); parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.style: return child(args)
-    from prosody_ser.data import DurationBatches, padding_waste
+    from prosody_ser.data import DurationBatchSampler, padding_waste
     seconds = lengths(args.manifest)
     for batch in (8, 16, 64):
-        random, sorted_ = (padding_waste(list(DurationBatches(seconds, batch, by_length=b)), seconds) for b in (False, True))
+        random, sorted_ = (padding_waste(list(DurationBatchSampler(seconds, batch, by_length=b)), seconds) for b in (False, True))
         print(f"padding in batches of {batch:2}: random {100 * random:.0f} %, by length {100 * sorted_:.1f} %")
     print(f"{'V':>6} {'batch':>5} {'':>5} {'audio s / s':>12} {'step s':>8} {'epoch min':>10} {'peak GB':>8} {'GFLOP/s':>9} {'of matmul':>9} | ratio of throughput, of memory")
     for V in args.vocab_sizes:

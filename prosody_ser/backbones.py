@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BACKBONES', 'ENCODERS', 'FAMILY', 'frame_mask', 'LogMel', 'Waveform', 'Filterbank', 'default_extractor', 'front_end',
-           'ActualLengthWhisper', 'chunk_starts', 'glibc', 'seeded', 'encode_chunked', 'TinyConfig', 'RunningNorm',
+           'ActualLengthWhisper', 'chunk_starts', 'call_glibc', 'seeded', 'encode_chunked', 'TinyConfig', 'RunningNorm',
            'TinyEncoder', 'BackboneError', 'encoder_config', 'load_encoder', 'build_encoder', 'Backbone',
            'spec_augment']
 
@@ -161,7 +161,7 @@ def chunk_starts(
     step = size - 2 * context
     return list(range(0, length - 2 * context, step))
 
-def glibc(
+def call_glibc(
     call,  # a function of the C library that minds its heap
     *args, # its integers
 ):
@@ -175,7 +175,7 @@ def seeded(
 ):           # the same function, which gives the same answer when it is asked twice
     "An encoder that can be run again in the backward pass."
     def run(*inputs):
-        if not inputs[0].is_cuda: glibc("malloc_trim", 0)                      # or chunk after chunk leaves holes that nothing fits in
+        if not inputs[0].is_cuda: call_glibc("malloc_trim", 0)                      # or chunk after chunk leaves holes that nothing fits in
         before = np.random.get_state(); np.random.seed(seed)
         try: return encoder(*inputs)
         finally: np.random.set_state(before)

@@ -6,13 +6,17 @@
 __all__ = ['SAMPLING_RATE', 'MIN_SECONDS', 'EMOTIONS', 'ManifestError', 'Utterance', 'RowProblem', 'read_rows', 'read_manifest',
            'write_manifest', 'rows_digest', 'decode_audio', 'load_audio', 'audio_path', 'load_utterance', 'check_audio',
            'emotion_names', 'emotion_ids', 'group_of', 'split_by_group', 'shared_groups', 'speaker_folds',
-           'rare_emotions', 'repeated_rows', 'describe', 'plot_utterance', 'change_speed', 'SpeechDataset',
-           'class_repeats', 'DurationBatches', 'speeds', 'SpeedPerturbed', 'padding_waste']
+           'rare_emotions', 'duplicate_rows', 'describe', 'plot_utterance', 'change_speed', 'SpeechDataset',
+           'oversampling_counts', 'DurationBatchSampler', 'perturbation_speeds', 'SpeedPerturbSampler', 'padding_waste',
+           'batches_by_length']
 
-# %% ../nbs/00_data.ipynb #c003
+# %% ../nbs/00_data.ipynb #imports
 import codecs
 import json
 import math
+import numpy as np
+import soundfile as sf
+import soxr
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -20,10 +24,6 @@ from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from hashlib import blake2b
 from pathlib import Path
-
-import numpy as np
-import soundfile as sf
-import soxr
 from tqdm.auto import tqdm
 
 # %% ../nbs/00_data.ipynb #c006
@@ -327,7 +327,7 @@ def rare_emotions(
     counts = Counter(emotion_ids(train, names or []))
     return [n for i, n in enumerate(names or []) if counts[i] < 2]
 
-def repeated_rows(
+def duplicate_rows(
     utterances,               # list of `Utterance`
 ) -> list[list[Utterance]]:   # one list for each stretch of audio that comes twice or more
     "Rows that name the same stretch of the same file."
@@ -396,14 +396,14 @@ class SpeechDataset:
 
     def __len__(self): return len(self.utterances)
 
-    def __getitem__(self, i):  # row, or (row, speed) from `SpeedPerturbed`
+    def __getitem__(self, i):  # row, or (row, speed) from `SpeedPerturbSampler`
         i, speed = i if isinstance(i, tuple) else (i, 1.0)
         u = self.utterances[i]
         return dict(audio=change_speed(load_utterance(u, self.audio_base_path), speed), words=u.words, prosody=u.prosody_annotations,
                     emotion=self.emotions[i], row=i)
 
 # %% ../nbs/00_data.ipynb #c049
-def class_repeats(
+def oversampling_counts(
     classes,    # int (N,): class of each row, -100: none
     power=1.0,  # 1: every class as often as the most frequent one; 0.5: half way there, on a logarithmic scale; 0: as they are
     seed=0,     # of which rows come once more than others
@@ -417,7 +417,7 @@ def class_repeats(
         times[rng.permutation(rows)[:wanted % n]] += 1
     return times
 
-class DurationBatches:
+class DurationBatchSampler:
     "Batches of row indices for `DataLoader(batch_sampler=...)`, reproducible by seed and epoch."
     def __init__(self,
                  seconds,         # float (N,): length of each utterance
@@ -467,18 +467,18 @@ class DurationBatches:
         half = (len(batches[i]) + 1) // 2
         batches[i:i + 1] = [batches[i][:half], batches[i][half:] or batches[i]]
 
-def speeds(
+def perturbation_speeds(
     width, # of the perturbation; 0: none
 ) -> tuple:
     "The speeds that training batches are heard at."
     return (1 - width, 1.0, 1 + width) if width else (1.0,)
 
-class SpeedPerturbed:
+class SpeedPerturbSampler:
     "Batches of (row, speed): each batch slower, as it is, or faster, drawn anew every epoch."
     def __init__(self,
-                 batches, # `DurationBatches`
+                 batches, # `DurationBatchSampler`
                  width):  # 0.1: speeds 0.9, 1 and 1.1
-        self.batches, self.speeds = batches, speeds(width)
+        self.batches, self.speeds = batches, perturbation_speeds(width)
 
     def __len__(self): return len(self.batches)
 
@@ -493,3 +493,19 @@ def padding_waste(
     "Share of padding in all that is computed."
     seconds = np.asarray(seconds)
     return 1 - sum(seconds[b].sum() for b in batches) / sum(len(b) * seconds[b].max() for b in batches)
+
+# %% ../nbs/00_data.ipynb #07evaluationc007
+def batches_by_length(
+    seconds,    # (N,) length of each utterance
+    batch_size, # utterances in a batch, at most
+    world=1, rank=0, # processes, and which of them this is; all get equally large batches, for which some rows may come twice
+    budget=30.0, # seconds of padded audio for each utterance of a batch, on average
+) -> list:      # batches of indices
+    "Batches of neighbours in length, longest first, of at most `batch_size * budget` padded seconds, so that long ones do not fill the memory."
+    batches, order = [], np.argsort(-np.asarray(seconds), kind="stable").tolist()
+    while order:
+        n = int(max(1, min(batch_size, batch_size * budget // max(seconds[order[0]], 1e-3))))
+        group, order = order[:n * world], order[n * world:]
+        n = -(-len(group) // world)                                             # the last group may be small
+        batches.append((group * world)[rank * n:(rank + 1) * n])
+    return batches

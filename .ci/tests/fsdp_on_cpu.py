@@ -26,9 +26,9 @@ import sys
 import torch
 
 from prosody_ser import trainer
-from prosody_ser.train import main
+from prosody_ser.cli import main
 
 if "--bf16" in sys.argv:                                     # as on a GPU that has it
     sys.argv.remove("--bf16")
     trainer.precision, trainer.half_precision = lambda *asked: dict(bf16=True), lambda: torch.bfloat16
-main()
+main(["train", *sys.argv[1:]])

@@ -9,7 +9,8 @@ from conftest import read, write
 from transformers import TrainerCallback
 
 from prosody_ser.config import TrainConfig
-from prosody_ser.trainer import build_model, build_trainer, load_splits, prepare_tokenizer, training_arguments
+from prosody_ser.train import build_model, load_splits, prepare_tokenizer
+from prosody_ser.trainer import build_trainer, training_arguments
 
 RUN = dict(backbone="tiny", vocab_size=30, num_epochs=1, batch_size=4, gradient_accumulation_steps=1, num_workers=0, log_steps=1,
            backbone_lr=1e-3, head_lr=1e-3, ctc_blank_threshold=0.01)
@@ -148,8 +149,8 @@ def test_select_by(corpus, tmp_path):
 def test_decoder_flags_act(corpus, tmp_path):
     """Each setting of the decoder changes what is read from the same frames; greedy takes no language model."""
     from prosody_ser.config import ConfigError
-    from prosody_ser.evaluation import DECODERS, decoder_options
-    from prosody_ser.lm import train_lm
+    from prosody_ser.decoding import DECODERS, decoder_options
+    from prosody_ser.decoding import train_lm
     train_lm([["bra", "ha"], ["me", "kɔ", "fie"]], tmp_path / "lm.arpa", 2)
     tokenizer = prepare_tokenizer(config(corpus, tmp_path, tokenizer_type="char"), load_splits(config(corpus, tmp_path))["train"].utterances)
     logits, lengths = torch.randn(20, 12, len(tokenizer), generator=torch.Generator().manual_seed(0)), torch.full((20,), 12)
@@ -200,7 +201,7 @@ def test_feature_cache(corpus, tmp_path):
     """A frozen backbone's features are computed once; a second run computes none and learns the same."""
     runs, files = [], []
     for i in range(2):
-        from prosody_ser.trainer import fit
+        from prosody_ser.train import fit
         c = config(corpus, tmp_path / str(i), freeze_backbone=True, feature_cache=str(tmp_path / "cache"), tokenizer_path=str(tmp_path / "tok.model"))
         data = load_splits(c)
         runs.append([e["loss"] for e in fit(c, data, prepare_tokenizer(c, data["train"].utterances))["train"]])

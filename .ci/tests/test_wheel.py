@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from conftest import ROOT
 
-from prosody_ser.gather import FACTS
+from prosody_ser.run import FACTS
 
 DRIVE = 'def mount(where):\n    with open("mounted.txt", "a") as f: f.write(where)\n'
 
