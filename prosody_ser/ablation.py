@@ -309,7 +309,7 @@ def make_folds(
     "Deal the speakers to folds. The same manifests give the same folds."
     rows = [u for m in manifests for u in read_manifest(m)]
     if twice := duplicate_rows(rows):
-        raise ManifestError(f"{' and '.join(u.where for u in twice[0][:2])} are the same utterance. Each row must come once, or it may be in training and test at the same time.")
+        raise ManifestError(f"{' and '.join(u.source for u in twice[0][:2])} are the same utterance. Each row must come once, or it may be in training and test at the same time.")
     folds = speaker_folds(rows, k)
     for i, splits in enumerate(folds):
         (Path(folder)/str(i)).mkdir(parents=True, exist_ok=True)
@@ -331,7 +331,7 @@ def given_folds(
         check_disjoint(p, splits)
         for u in splits["test"]:
             first = tested.setdefault((u.audio_filepath, u.start, u.end), p.name)
-            if first != p.name: raise ManifestError(f"{u.where}: fold {first} tests this utterance, too. Each must be tested in one fold, or it counts twice in the pooled scores.")
+            if first != p.name: raise ManifestError(f"{u.source}: fold {first} tests this utterance, too. Each must be tested in one fold, or it counts twice in the pooled scores.")
     return found
 
 SPLITS = "train", "val", "test"

@@ -188,7 +188,7 @@ def survey(
 # %% ../nbs/02b_audit.ipynb #c019
 def _finding(check, severity, picked, total, what, why, cure, shown=3):
     "A finding from the rows that were picked: a list of (utterance, what is there)."
-    if picked: return Finding(check, severity, len(picked), total, what, [f"{u.where or u.audio_filepath}: {said}" for u, said in picked[:shown]], why, cure)
+    if picked: return Finding(check, severity, len(picked), total, what, [f"{u.source or u.audio_filepath}: {said}" for u, said in picked[:shown]], why, cure)
 
 def _word_finding(survey, check, severity, wrong, what, why, cure, say=repr):
     "A finding from words: `wrong` tells of a word whether it is one."
@@ -197,7 +197,7 @@ def _word_finding(survey, check, severity, wrong, what, why, cure, say=repr):
     count, total = (sum(words[w] for words in survey.words.values() for w in ws) for ws in (bad, set().union(*survey.words.values())))
     places, seen = [], set()
     for u, w in ((u, w) for u in survey.rows for w in u.words or [] if w in bad):
-        if w not in seen: places.append(f"{u.where or u.audio_filepath}: {say(w)}"); seen.add(w)     # three different ones
+        if w not in seen: places.append(f"{u.source or u.audio_filepath}: {say(w)}"); seen.add(w)     # three different ones
         if len(places) == 3: break
     return Finding(check, severity, count, total, what, places, why, cure)
 
@@ -213,7 +213,7 @@ def row_findings(
     "One finding for each kind of wrong row, with every line."
     kinds = {}
     for p in problems: kinds.setdefault(p.kind, []).append(p)
-    return [Finding("length mismatch" if kind == "length mismatch" else f"rows: {kind}", "error", len(ps), total, "rows that training refuses", [f"{p.where}: {p.problem}" for p in ps],
+    return [Finding("length mismatch" if kind == "length mismatch" else f"rows: {kind}", "error", len(ps), total, "rows that training refuses", [f"{p.source}: {p.problem}" for p in ps],
                     "Training stops at the first one; words and marks that do not pair up would teach prominence on the wrong words." if kind == "length mismatch"
                     else "Training stops at the first one.", _ROW_CURES.get(kind, ps[0].cure)) for kind, ps in kinds.items()]
 
@@ -225,7 +225,7 @@ def repeated(survey):
     within, across = [], []
     for us in duplicate_rows(survey.rows): (across if len(set().union(*(home[id(u)] for u in us))) > 1 else within).append(us)
     def found(check, severity, groups, why, cure):
-        return _finding(check, severity, [(u, f"{u.audio_filepath} is also {us[0].where}") for us in groups for u in us[1:]], len(survey.rows), "rows name audio that an earlier row names", why, cure)
+        return _finding(check, severity, [(u, f"{u.audio_filepath} is also {us[0].source}") for us in groups for u in us[1:]], len(survey.rows), "rows name audio that an earlier row names", why, cure)
     return [found("same audio across splits", "error", across, "The model is tested on what it was trained on.", "Keep each row in one split; split by speaker or film."),
             found("repeated rows", "warning", within, "Each repetition weighs as much as an utterance of its own.", "Drop the repetitions; --fix drops those that are the same in every field.")]
 
@@ -254,7 +254,7 @@ def rare_classes(survey):
     train = next(iter(survey.splits)); counts = Counter(survey.labels[train])
     usable = [u for u, l in zip(survey.splits[train], survey.labels[train]) if l in set(survey.classes)]
     few = [c for c in survey.classes if counts[c] < 2] if survey.label_problem else rare_emotions(usable, survey.classes)
-    where = {l: u.where for u, l in zip(survey.splits[train], survey.labels[train])}
+    where = {l: u.source for u, l in zip(survey.splits[train], survey.labels[train])}
     examples = [f"{where[c]}: the only {c}" if counts[c] else f"{train}: no {c}" for c in few]
     if few and any(counts[c] for c in survey.classes): return Finding("rare classes", "warning", len(few), len(survey.classes), "classes have at most one training row", examples,
         "Nothing can be learned from one example, yet the class counts in macro F1 and takes its share of the weights.", "Look for mistyped labels; collect more, or merge or drop these classes.")
@@ -382,7 +382,7 @@ def unseen_words(survey):
         if not n or not seen: continue
         new = Counter({w: c for w, c in words.items() if w not in seen})
         count, total = count + new.total(), total + n
-        where = {w: u.where for u in reversed(survey.splits[s]) for w in u.words or []}
+        where = {w: u.source for u in reversed(survey.splits[s]) for w in u.words or []}
         lines.append(f"{s}: {100 * new.total() / n:.1f} % as written, {100 * sum(c for w, c in words.items() if bare(w) not in plain) / n:.1f} % without case and punctuation"
                      + "".join(f"; {w!r} {c} times, first in {where[w]}" for w, c in new.most_common(1)))
     if count: return Finding("OOV", "warning" if count > .05 * total else "note", count, total, f"words of the other splits never occur in {train}", lines,
@@ -398,7 +398,7 @@ def same_text(survey):
         for u in us:
             plain = tuple(filter(None, map(bare, u.words or [])))
             if len(plain) < SAME_WORDS: continue
-            first, where = said.setdefault(plain, (s, u.where or u.audio_filepath))
+            first, where = said.setdefault(plain, (s, u.source or u.audio_filepath))
             total += i > 0
             if first != s: picked.append((u, f"{u.text[:40]!r} is also {where}"))
     return _finding("same text across splits", "warning", picked, total,
@@ -418,10 +418,10 @@ def overlaps(survey):
     for items in _by_recording(survey).values():
         for s in survey.splits:
             own = [i for i in items if i[2] == s]; pairs[s] += max(0, len(own) - 1)
-            picked += [(s, b[3], f"begins {a[1] - b[0]:.2f} s before {a[3].where} ends") for a, b in zip(own, own[1:]) if b[0] < a[1] and (a[:2], a[3].audio_filepath) != (b[:2], b[3].audio_filepath)]   # else a repeated row
+            picked += [(s, b[3], f"begins {a[1] - b[0]:.2f} s before {a[3].source} ends") for a, b in zip(own, own[1:]) if b[0] < a[1] and (a[:2], a[3].audio_filepath) != (b[:2], b[3].audio_filepath)]   # else a repeated row
         latest = {}                                                       # split -> (end, utterance) of its segment that ends last
         for start, end, s, u in items:
-            across += [(u, f"begins before {v.where} ends") for t, (last, v) in latest.items() if t != s and start < last][:1]
+            across += [(u, f"begins before {v.source} ends") for t, (last, v) in latest.items() if t != s and start < last][:1]
             if s not in latest or end > latest[s][0]: latest[s] = end, u
     shares = ", ".join(f"{s} {_percent(n / pairs[s])}" for s, n in Counter(s for s, *_ in picked).items())
     return [_finding("overlap across splits", "error", across, len(survey.rows), "rows begin before a segment of another split ends", "The model is tested on what it was trained on.", "Keep a recording in one split."),
@@ -508,7 +508,7 @@ def sound_findings(
     first, within, across = {}, [], []
     for s, u, _, x in loud:
         s0, u0 = first.setdefault(x.digest, (s, u))
-        if u0 is not u and (u0.audio_filepath, u0.start, u0.end) != (u.audio_filepath, u.start, u.end): (within if s0 == s else across).append((u, f"sounds the same as {u0.where}"))
+        if u0 is not u and (u0.audio_filepath, u0.start, u0.end) != (u.audio_filepath, u.start, u.end): (within if s0 == s else across).append((u, f"sounds the same as {u0.source}"))
     differ = [(u, f"{x.seconds:.2f} s, its name says {p.end - p.start:.2f} s") for _, u, p, x in good if p and abs(p.end - p.start - x.seconds) > .25]
     return [_finding("audio", "error", bad, len(heard), "rows have no usable audio", "Training stops: it decodes every file before the first step.", "Copy the files again, correct audio_base_path, or drop the rows.", len(bad)),
             _finding("silent", "warning", [(u, f"{20 * np.log10(max(x.rms, 1e-9)):.0f} dB") for _, u, _, x in good if x.rms < SILENT], len(good), "rows are silent", "Labels without sound teach guessing.", "Check the channel and the cuts, or drop the rows."),
@@ -549,7 +549,7 @@ def read_splits(
         try: rows, wrong = read_rows(m)
         except ManifestError as e: lost.append(str(e)); continue
         splits[str(m) if same else Path(m).stem] = rows
-        problems += wrong; lines += len(rows) + len({p.where for p in wrong})
+        problems += wrong; lines += len(rows) + len({p.source for p in wrong})
     gone = [Finding("manifest", "error", len(lost), len(manifests), "manifests cannot be read", lost, "Training stops.", "Correct the path.")] if lost else []
     return splits, gone + row_findings(problems, lines)
 
@@ -618,7 +618,7 @@ def fix(
     letters, counts, seen, rows = stand_ins(corpus or utterances), Counter(), set(), []
     for u in utterances:
         row = _fix_words(u, letters, counts)
-        key = json.dumps(asdict(replace(row, where="")), sort_keys=True)
+        key = json.dumps(asdict(replace(row, source="")), sort_keys=True)
         if key in seen: counts["repeated rows"] += 1
         else: rows.append(row); seen.add(key)
     return rows, {name: n for name, n in counts.items() if n}
@@ -635,7 +635,7 @@ def fix_manifest(
     named = rows if speaker is None else name_speakers(rows, speaker)
     fixed, counts = fix(named, corpus)
     if n := sum(a != b for a, b in zip(rows, named)): counts["speakers from names"] = n
-    fixed, wrong = {u.where: u for u in fixed}, {p.where for p in problems}
+    fixed, wrong = {u.source: u for u in fixed}, {p.source for p in problems}
     lines = []
     for i, line in enumerate(Path(manifest).read_bytes().splitlines(), 1):
         where = f"{Path(manifest)}:{i}"

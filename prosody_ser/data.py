@@ -43,13 +43,13 @@ class Utterance:
     start: float | None = None                   # seconds: the utterance begins here in its file
     end: float | None = None                     # seconds: and ends here
     word_times: list[list[float]] | None = None  # seconds: [start, end] of each word, where known (never trained on)
-    where: str = ""                              # "manifest:line", for messages
+    source: str = ""                              # "manifest:line", for messages
 
     @property
     def text(self): return None if self.words is None else " ".join(self.words)
 
 # %% ../nbs/00_data.ipynb #c008
-_FIELDS = set(Utterance.__dataclass_fields__) - {"where"}
+_FIELDS = set(Utterance.__dataclass_fields__) - {"source"}
 
 def _row_problems(row):
     "What is wrong with `row` (parsed JSON): a list of (kind, problem, cure), empty when it keeps the manifest's contract."
@@ -76,11 +76,11 @@ def _row_problems(row):
 class RowProblem:
     "One thing that is wrong with one line of a manifest."
     kind: str    # "JSON", "UTF-8", "row", the name of a field, or "length mismatch"
-    where: str   # "manifest:line"
+    source: str  # "manifest:line"
     problem: str # what came
     cure: str    # what to do
 
-    def __str__(self): return f"{self.where}: {self.problem}. {self.cure}"
+    def __str__(self): return f"{self.source}: {self.problem}. {self.cure}"
 
 def _parse_line(line, where, unread):
     "One line (bytes) -> (`Utterance` or None, its `RowProblem`s); names of fields that are not read are added to the set `unread`."
@@ -92,7 +92,7 @@ def _parse_line(line, where, unread):
     unread |= row.keys() - _FIELDS
     row = {k: v for k, v in row.items() if k in _FIELDS}
     if row.get("speaker") is not None: row["speaker"] = str(row["speaker"])
-    return Utterance(**row, where=where), []
+    return Utterance(**row, source=where), []
 
 def _warn_of_typos(unread, path):
     "A field that is nearly one of ours would be left out without a word."
@@ -131,14 +131,14 @@ def write_manifest(
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as f:
         for u in utterances:
-            row = {k: v for k, v in asdict(u).items() if v is not None and k != "where"}
+            row = {k: v for k, v in asdict(u).items() if v is not None and k != "source"}
             f.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 def rows_digest(
     utterances, # list of `Utterance`
 ) -> str:       # the same for the same rows in the same order, wherever their manifest lies
     "What tells the rows of one manifest from those of another."
-    rows = json.dumps([asdict(u) | dict(where="") for u in utterances])
+    rows = json.dumps([asdict(u) | dict(source="") for u in utterances])
     return blake2b(rows.encode(), digest_size=16).hexdigest()
 
 # %% ../nbs/00_data.ipynb #c020
@@ -198,7 +198,7 @@ def load_utterance(
 ) -> np.ndarray:     # float32, shape (S,), 16 kHz
     "The audio of one utterance; errors name the manifest line."
     try: return load_audio(audio_path(utterance, audio_base_path), utterance.start, utterance.end)
-    except ManifestError as e: raise ManifestError(f"{utterance.where}: {e}" if utterance.where else str(e)) from None
+    except ManifestError as e: raise ManifestError(f"{utterance.source}: {e}" if utterance.source else str(e)) from None
 
 # %% ../nbs/00_data.ipynb #c025
 def check_audio(
@@ -236,7 +236,7 @@ def emotion_names(
     strings, numbers = [e for e in seen if isinstance(e, str)], [e for e in seen if isinstance(e, int)]
     if strings and numbers:
         u = next(u for u in utterances if isinstance(u.emotion, int))
-        raise ManifestError(f"{u.where}: emotion {u.emotion} is an index while other rows use names such as {strings[0]!r}. Use one of the two, or give the names with --emotion_names.")
+        raise ManifestError(f"{u.source}: emotion {u.emotion} is an index while other rows use names such as {strings[0]!r}. Use one of the two, or give the names with --emotion_names.")
     return sorted(set(strings)) if strings else [str(i) for i in range(max(numbers, default=-1) + 1)]
 
 # %% ../nbs/00_data.ipynb #c031
@@ -251,7 +251,7 @@ def emotion_ids(
         if u.emotion is None: return -100
         i = index.get(u.emotion) if isinstance(u.emotion, str) else u.emotion
         if i is None or i >= len(names):
-            raise ManifestError(f"{u.where}: unknown emotion {u.emotion!r}; the {len(names)} classes are {', '.join(names)}. Correct the label, or give all names with --emotion_names.")
+            raise ManifestError(f"{u.source}: unknown emotion {u.emotion!r}; the {len(names)} classes are {', '.join(names)}. Correct the label, or give all names with --emotion_names.")
         return i
     return [one(u) for u in utterances]
 
