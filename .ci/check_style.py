@@ -58,6 +58,9 @@ def cell_problems(source):
         yield f"not Python: {e}"
         return
     yield from (f"line {i} has more than one statement" for i in sorted(set(crowded(tree))))
+    if is_exported(source):                  # nbdev turns them into raw links within the signature
+        comments = (t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT)
+        yield from (f"line {t.start[0]} has a backtick in a comment" for t in comments if "`" in t.string)
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno >= FUNCTION:
             yield f"{node.name} has {node.end_lineno - node.lineno + 1} lines"
