@@ -1,6 +1,7 @@
-__version__ = "0.1.0"
 """Emotion, transcript and word prominence from one shared speech backbone."""
 from importlib import import_module
+
+__version__ = "0.1.0"
 
 _API = {  # name -> its room; loaded when it is asked for, so that the import itself costs nothing
     "demo_corpus": "corpus", "read_manifest": "data", "audit": "audit", "train": "train",
