@@ -242,10 +242,10 @@ def plot_abstention(
     right = truth == predicted
     coverage, risk = risk_coverage(confidence, right)
     ax.plot(coverage, 1 - risk, color="tab:blue", label="accuracy")
-    ua = _recall_coverage(confidence, truth, predicted)
-    ax.step(*ua, color="tab:orange", lw=1.2, where="post", label="UA")
+    covered, ua = _recall_coverage(confidence, truth, predicted)
+    ax.step(covered, ua, color="tab:orange", lw=1.2, where="post", label="UA")
     ax.axhline(right.mean(), color="0.5", lw=1, ls=":", label="accuracy, nothing left out")
-    ax.set(xlim=(0, 1), ylim=(min(.5, (1 - risk).min()), 1.02), ylabel="score on those",
+    ax.set(xlim=(0, 1), ylim=(min(.5, *(1 - risk), *ua), 1.02), ylabel="score on those",
            xlabel="coverage: share of utterances answered")
     ax.set_title(f"AURC {aurc(confidence, right):.3f} (floor {1 - right.mean():.3f})", fontsize=10)
     ax.legend(fontsize=8, loc="lower left", frameon=False)
