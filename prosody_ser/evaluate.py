@@ -456,13 +456,14 @@ def evaluate_model(
     from prosody_ser.data import SpeechDataset
     from prosody_ser.decoding import decoder_options
     from prosody_ser.inference import pick_device, predict
-    folders = dict(audio_base_path=str(audio_base_path), output_dir=str(output_dir or ""))
-    unused = dict(checkpoint_path="", tokenizer_path="", test_jsonl="")
-    config = from_parameters(EvaluateConfig, settings | folders | unused)
+    inputs = dict(audio_base_path=str(audio_base_path), output_dir=str(output_dir or ""),
+                  checkpoint_path="", tokenizer_path="", test_jsonl="")
+    given = {k: v for k, v in settings.items() if v is not None}
+    config = from_parameters(EvaluateConfig, given | inputs)
     config.device = pick_device(config.device)
     names = [model.config.id2label[i] for i in range(model.config.num_labels)] if model.ser else None
-    listed = isinstance(utterances, list)
-    dataset = SpeechDataset(utterances, audio_base_path, names) if listed else utterances
+    ready = not isinstance(utterances, list)
+    dataset = utterances if ready else SpeechDataset(utterances, audio_base_path, names)
     records = predict(model, dataset, config.batch_size, config.decode_method, config.device,
                       config.use_amp and config.device == "cuda", config.num_workers,
                       **decoder_options(config, model.processor.tokenizer))
@@ -506,8 +507,7 @@ def compare_models(
 
 # %% ../nbs/07b_report.ipynb #shims
 # other modules still use these names; they go when the callers are converted
-CARD_STYLE, CLIP_SECONDS = STYLE, _CLIP_SECONDS
-score_notes, class_rows = _notes, _class_rows
+CARD_STYLE, CLIP_SECONDS, score_notes, class_rows = STYLE, _CLIP_SECONDS, _notes, _class_rows
 
 def uncalibrated(records, temperature):
     "The records at temperature 1, from their logits; use at_temperature(records, 1.0)."
