@@ -59,6 +59,13 @@ class _Files:
         self.study_result = self.folder/"validation.json"    # of a study's run, which has no test
         self.tokenizer = self.folder/"tok.model"             # where the settings name none
 
+    @staticmethod
+    def write_json(path,     # file to write; its folder is made
+                   content): # what JSON can hold
+        "Write one of the JSON files of a run."
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
     def files(self) -> list[Path]:
         "What a training has left; tokenizers, manifests and earlier runs are not of it."
         names = ("checkpoint-*", "best_model*", "selected_model", "refit", "test", "test_results.json",
@@ -80,11 +87,6 @@ def _read(path):
 def _read_if_there(path):
     "A JSON file, or None."
     return _read(path) if path.is_file() else None
-
-def _write(path, content, indent=2):
-    "A JSON file."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")
 
 # %% ../nbs/08_run.ipynb #c012
 def _named_settings(config):
@@ -137,8 +139,8 @@ class _Settings(_Files):
                       config,  # TrainConfig
                       splits): # dict: split -> the rows that were read, list of Utterance
         "Write what the run is made with."
-        _write(self.settings_file, asdict(config))
-        _write(self.inputs_file, _input_digests(config, splits))
+        self.write_json(self.settings_file, asdict(config))
+        self.write_json(self.inputs_file, _input_digests(config, splits))
 
     def changed_inputs(self,
                        config) -> list[str]: # TrainConfig
@@ -382,7 +384,7 @@ def write_history(
     "Write training_history.json and its figure."
     run = Run(folder)
     history = history | dict(best=_read_if_there(run.best_scores))
-    _write(run.history_file, history, indent=1)
+    run.write_json(run.history_file, history)
     figure = plot_history(history)
     figure.savefig(run.history_plot, dpi=150)
     plt.close(figure)
