@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import asdict, fields
 from functools import cache
 from hashlib import blake2b
@@ -168,10 +169,9 @@ class _Settings(_Files):
 # %% ../nbs/08_run.ipynb #c019
 def _is_complete(checkpoint) -> bool:
     "Whether a checkpoint was written to its end: the trainer's state is its last file."
-    try:
+    with suppress(ConfigError):
         return bool(_read(Path(checkpoint)/"trainer_state.json"))
-    except ConfigError:
-        return False
+    return False
 
 class _Results(_Settings):
     "What came of a run."
@@ -222,12 +222,12 @@ class _Checkpoints(_Results):
         return self.latest_checkpoint() is not None
 
     def checkpoint_to_resume(self) -> Path:
-        "The last checkpoint. Raises FileNotFoundError, or ConfigError for another number of processes."
+        "The last checkpoint. Raises FileNotFoundError; ConfigError for another number of processes."
         last, now = self.latest_checkpoint(), int(os.environ.get("WORLD_SIZE", 1))
         if last is None:
             raise FileNotFoundError(
-                f"--resume: no checkpoint in {self.folder}. One is written every --checkpoint_interval epochs. "
-                "Leave --resume out to start anew, or correct --save_dir.")
+                f"--resume: no checkpoint in {self.folder}. One is written every --checkpoint_interval "
+                "epochs. Leave --resume out to start anew, or correct --save_dir.")
         if (before := len(list(last.glob("rng_state*.pth")))) != now:
             raise ConfigError(f"--resume: {last} was written by {before} processes, this run has {now}; "
                               "batches and steps would not be the same. Start as many, or start anew.")
@@ -243,10 +243,32 @@ class _Checkpoints(_Results):
         names = [k for k in names if not (k == "feature_cache" and old[k] and new[k])]    # it may have moved
         if changed := [f"{k} {old[k]!r} -> {new[k]!r}" for k in names]:
             raise ConfigError(f"--resume goes on with the settings of {self.settings_file}, but these "
-                              f"differ: {', '.join(changed)}. Use the old ones, or start anew without --resume.")
+                              f"differ: {', '.join(changed)}. Use the old ones, or leave --resume out.")
         if other := [k for k in self.changed_inputs(config) if "test_jsonl" not in k]:
             raise ConfigError(f"--resume: {', '.join(other)} are not those that {self.folder} was trained "
-                              "on. Bring them back, or start anew without --resume.")
+                              "on. Bring them back, or leave --resume out to start anew.")
+
+# %% ../nbs/08_run.ipynb #runclass3
+def _as_text(run):
+    "How far a run has come, in a few words."
+    head = f"Run({str(run.folder)!r}): "
+    if not run.settings_file.is_file(): return head + "no training run in this folder"
+    chosen = f"; epoch {run.best['epoch']:g} was chosen on validation" if run.best else ""
+    done = "trained and tested" if run.is_tested else "trained, not tested"
+    if run.is_finished: return head + done + chosen
+    return head + "not finished" + ("; --resume would go on" if run.has_checkpoint else "") + chosen
+
+def _as_html(run):
+    "A run as a notebook shows it."
+    if not run.settings_file.is_file(): return f"<p>{escape(_as_text(run))}</p>"
+    given = [[name, value] for name, value in non_defaults(run.config).items()]
+    files = {"best model": run.best_model, "report": run.report, "curves": run.history_plot}
+    tables = {"validation, the chosen epoch": metrics_rows(run.best or {}),
+              "test": metrics_rows(run.metrics or {}),
+              "settings that are not their defaults": (["", ""], given),
+              "files": (["", ""], [[name, path] for name, path in files.items() if path.exists()])}
+    shown = [f"<h4>{title}</h4>{table_html(*table)}" for title, table in tables.items() if table[1]]
+    return "".join([f"<p>{escape(_as_text(run))}</p>", *shown])
 
 # %% ../nbs/08_run.ipynb #runclass2
 class Run(_Checkpoints):
@@ -282,42 +304,15 @@ class Run(_Checkpoints):
             given = {k: str(v) for k, v in places.items()} | own | settings
             return evaluate_checkpoint(from_parameters(EvaluateConfig, given))
 
-    def __repr__(self):
-        return f"Run({str(self.folder)!r}): {_state(self)}"
-
-    def _repr_html_(self):
-        return _run_html(self)
-
-# %% ../nbs/08_run.ipynb #runclass3
-def _state(run):
-    "How far a run has come, in a few words."
-    if not run.settings_file.is_file(): return "no training run in this folder"
-    chosen = f", epoch {run.best['epoch']:g} of validation was chosen" if run.best else ""
-    if run.is_finished: return ("trained and tested" if run.is_tested else "trained, not tested") + chosen
-    return "not finished" + ("; --resume would go on" if run.has_checkpoint else "") + chosen
-
-def _run_html(run):
-    "A run as a notebook shows it."
-    if not run.settings_file.is_file(): return f"<p>{escape(repr(run))}</p>"
-    given = [[name, value] for name, value in non_defaults(run.config).items()]
-    files = {"best model": run.best_model, "report": run.report, "curves": run.history_plot}
-    tables = {"validation, the chosen epoch": metrics_rows(run.best or {}),
-              "test": metrics_rows(run.metrics or {}), "settings that are not their defaults": (["", ""], given),
-              "files": (["", ""], [[name, path] for name, path in files.items() if path.exists()])}
-    shown = [f"<h4>{title}</h4>{table_html(*table)}" for title, table in tables.items() if table[1]]
-    return "".join([f"<p>{escape(repr(run))}</p>", *shown])
+    __repr__, _repr_html_ = _as_text, _as_html
 
 # %% ../nbs/08_run.ipynb #c023
-def _backup_path(folder):
-    "Where the old folder stands while folders are swapped."
-    return Path(folder).with_name(Path(folder).name + ".old")
-
 def swap_folder(
     new, # finished folder
     old, # whose place it takes
 ):
     "Put a folder in the place of another, so that whenever the process is killed one of them is whole."
-    backup = _backup_path(old)
+    backup = Path(old).with_name(Path(old).name + ".old")
     shutil.rmtree(backup, ignore_errors=True)
     if Path(old).exists():
         Path(old).rename(backup)
@@ -328,9 +323,10 @@ def recover_swap(
     folder, # that swap_folder may have been killed at
 ):
     "Bring the old folder back where the new one has not arrived, and remove what was half written."
-    if not Path(folder).exists() and _backup_path(folder).exists():
-        _backup_path(folder).rename(folder)
-    shutil.rmtree(Path(folder).with_name(Path(folder).name + ".new"), ignore_errors=True)
+    backup, half = (Path(folder).with_name(Path(folder).name + end) for end in (".old", ".new"))
+    if backup.exists() and not Path(folder).exists():
+        backup.rename(folder)
+    shutil.rmtree(half, ignore_errors=True)
 
 # %% ../nbs/08_run.ipynb #kill9
 def archive_previous_run(
@@ -486,22 +482,18 @@ def find_runs(
     "Where runs are. Raises ConfigError for a path where nothing is."
     found = []
     for path in map(str, paths):
-        here = [Path(path)] if Path(path).exists() else map(Path, sorted(glob.glob(path, recursive=True)))
-        runs = [r for p in here for r in ([p] if p.is_file() else list(_runs_below(p)) or [p])]
-        if not runs: raise ConfigError(f"{path}: there is no such folder or notebook.")
-        found += runs
+        named = [path] if Path(path).exists() else sorted(glob.glob(path, recursive=True))
+        here = [Path(p) for p in named]
+        if not here: raise ConfigError(f"{path}: there is no such folder or notebook.")
+        found += [r for p in here for r in ([p] if p.is_file() else _runs_below(p) or [p])]
     return list({p.resolve(): p for p in found}.values())
 
 def _runs_below(folder):
     "The run folders and notebooks of a folder, down to the first run on each way."
     run = Run(folder)
-    if any(f.is_file() for f in (run.settings_file, run.results_file, run.history_file)):
-        yield folder
-        return
-    yield from sorted(folder.glob("*.ipynb"))
-    for p in sorted(folder.iterdir()):
-        if p.is_dir() and not p.name.startswith("."):
-            yield from _runs_below(p)
+    if any(f.is_file() for f in (run.settings_file, run.results_file, run.history_file)): return [folder]
+    inner = [p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+    return sorted(folder.glob("*.ipynb")) + [r for p in inner for r in _runs_below(p)]
 
 # %% ../nbs/08_run.ipynb #oldnames
 # Names that other modules still call; each goes when its last caller has been moved to Run.

@@ -8,7 +8,7 @@ __all__ = ['return_freed_memory', 'load_splits', 'prepare_tokenizer', 'build_mod
 
 # %% ../nbs/09b_training.ipynb #ascommand
 #| eval: false
-if __name__ == "__main__":            # `python -m prosody_ser.train` answers --help before PyTorch is loaded
+if __name__ == "__main__":            # python -m prosody_ser.train answers --help before PyTorch is loaded
     import sys
 
     from prosody_ser.cli import main
@@ -20,7 +20,7 @@ import os
 import shutil
 import sys
 import warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
@@ -32,6 +32,7 @@ from accelerate import PartialState
 from transformers import set_seed
 from transformers.trainer_callback import TrainerState
 
+# %% ../nbs/09b_training.ipynb #imports2
 from .audit import audit, summary
 from .backbones import call_glibc, encoder_config
 from .config import DECODING_SETTINGS, ConfigError, TrainConfig, from_parameters, unused_settings
@@ -70,7 +71,7 @@ from .trainer import build_trainer, check_bf16, selection_metric
 
 # %% ../nbs/09b_training.ipynb #c007
 _LABELS = {"ser": ("emotion", "emotion"), "asr": ("words", "transcript"),
-           "prosody": ("prosody_annotations", "prominence")}           # task -> field of a row, name of its head
+           "prosody": ("prosody_annotations", "prominence")}    # task -> field of a row, name of its head
 
 def _check_labels(splits, files, tasks):
     "Raise ManifestError where training or validation has no label at all for a head that is on."
@@ -85,11 +86,10 @@ def _check_labels(splits, files, tasks):
 # %% ../nbs/09b_training.ipynb #data3
 def _check_splits(config, splits, index):
     "Seconds of each utterance of each split; a file is decoded once for all runs of a folder."
-    known = {}
-    if "index" in signature(check_audio).parameters:
-        recheck = getattr(config, "recheck_audio", False) and is_main_process()
-        known = dict(index=index or Path(config.save_dir).parent/"audio_index.jsonl", recheck=recheck)
-    with main_first() if known else nullcontext():
+    index = index or Path(config.save_dir).parent/"audio_index.jsonl"
+    known = dict(index=index, recheck=getattr(config, "recheck_audio", False) and is_main_process())
+    known = known if "index" in signature(check_audio).parameters else {}
+    with main_first():
         return {s: check_audio(rows, config.audio_base_path, f"checking audio: {s}", **known)
                 for s, rows in splits.items()}
 
@@ -129,7 +129,7 @@ def prepare_tokenizer(
 ):          # SentencePieceTokenizer, or None where no head needs one
     "Load the tokenizer, or train it on the training transcripts where it is missing or asked for."
     path = Path(config.tokenizer_path or Run(config.save_dir).tokenizer)
-    made = config.resume or not config.retrain_tokenizer or not is_main_process()   # the main process came first
+    made = config.resume or not config.retrain_tokenizer or not is_main_process()     # who came first
     if path.exists() and made: return _load_tokenizer(path, config)
     if "asr" not in config.tasks and not config.retrain_tokenizer: return None
     if path.suffix != ".model":
@@ -137,7 +137,7 @@ def prepare_tokenizer(
     new = SentencePieceTokenizer(config.vocab_size, path.with_suffix(""), model_type=config.tokenizer_type,
                                  character_coverage=config.character_coverage)
     tokenizer = new.train_tokenizer([u.text for u in train if u.words])
-    log_main(f"tokenizer: {len(tokenizer)} pieces trained on the training text, saved to {tokenizer.model_path}")
+    log_main(f"tokenizer: {len(tokenizer)} pieces trained on the training text, saved to {path}")
     return tokenizer
 
 # %% ../nbs/09b_training.ipynb #c026
@@ -149,19 +149,22 @@ def _count_infeasible(train, tokenizer, frame_rate, fastest=1.0):
 
 def _warn_of_idle(config, train, model, tokenizer):
     "Tell which rows cannot train the transcript, and which heads have no weight."
-    rate, speed = model.backbone.frame_rate, ' at the fastest speed' if config.speed_perturb else ''
-    fastest = max(perturbation_speeds(config.speed_perturb))
+    rate, fastest = model.backbone.frame_rate, max(perturbation_speeds(config.speed_perturb))
     if model.asr and (n := _count_infeasible(train, tokenizer, rate, fastest)):
-        log_main(f"{n} of {len(train)} training transcripts have more tokens than frames{speed} and cannot train "
-                 f"CTC. A larger --vocab_size gives fewer tokens; prosody-ser audit {config.train_jsonl} "
+        when = " at the fastest speed" if config.speed_perturb else ""
+        log_main(f"{n} of {len(train)} training transcripts have more tokens than frames{when} and cannot "
+                 "train CTC. A larger --vocab_size gives fewer tokens; "
+                 f"prosody-ser audit {config.train_jsonl} "
                  f"--audio_base_path {config.audio_base_path} --tokenizer_path {config.tokenizer_path} "
                  f"--frame_rate {rate:g} lists them.")
     if idle := [_LABELS[t][1] for t in config.tasks if not config.alphas[t]]:
-        log_main(f"alpha 0: the {' and '.join(idle)} head learns nothing, its scores are those of random weights")
+        log_main(f"alpha 0: the {' and '.join(idle)} head learns nothing, its scores are those of random "
+                 "weights")
 
 # %% ../nbs/09b_training.ipynb #model2
-_MODEL_SETTINGS = ("tasks", "alphas", "alpha_mode", "ctc", "layer_mix", "pooling", "head_dropout", "spec_augment",
-                   "prosody_alignment", "prosody_pos_weight", "whisper_tail_seconds", "max_seconds")
+_MODEL_SETTINGS = ("tasks", "alphas", "alpha_mode", "ctc", "layer_mix", "pooling", "head_dropout",
+                   "spec_augment", "prosody_alignment", "prosody_pos_weight", "whisper_tail_seconds",
+                   "max_seconds")
 
 def _emotion_loss_options(config, counts):
     "Options of the emotion loss for training rows with these counts of each emotion."
@@ -184,8 +187,9 @@ def build_model(
         model.backbone.requires_grad_(False)
     if config.lora_rank:
         add_lora(model, config.lora_rank)
-    if config.gradient_checkpointing:          # the newer name first: the older one leaves with transformers 6
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    if config.gradient_checkpointing:          # the older of its two names leaves with transformers 6
+        older = model.gradient_checkpointing_enable
+        enable = getattr(model, "activation_checkpointing_enable", older)
         enable(dict(use_reentrant=False))
     return model
 
@@ -196,8 +200,7 @@ def _processes():
 
 def _cache_features(config, model, data):
     "The datasets (split -> SpeechDataset) with the hidden states of the frozen backbone for audio."
-    log_once(f"features of the frozen backbone in {config.feature_cache}: without SpecAugment and the backbone's "
-             "dropout")
+    log_once(f"features of the frozen backbone, without SpecAugment and dropout, in {config.feature_cache}")
     every, folder = _processes(), cache_folder(config.feature_cache, model)
     for split, d in data.items():
         speeds = perturbation_speeds(config.speed_perturb if split == "train" else 0)
@@ -243,9 +246,8 @@ def _ready_folder(config):
 def _stopped_early(config, checkpoint, best):
     "Whether patience had run out at a checkpoint: the engine would not remember, and train on."
     log = TrainerState.load_from_json(str(Path(checkpoint)/"trainer_state.json")).log_history
-    validated = max((e["epoch"] for e in log if "eval_loss" in e), default=0)     # training ends at validations
-    patience = config.early_stopping_patience
-    return bool(patience and best and validated - best["epoch"] >= patience)
+    validated, patience = [e["epoch"] for e in log if "eval_loss" in e], config.early_stopping_patience
+    return bool(patience and best and validated and validated[-1] - best["epoch"] >= patience)
 
 def _train_or_resume(trainer, config, checkpoint):
     "Train, from a checkpoint where there is one, unless early stopping had ended the training there."
@@ -288,7 +290,7 @@ def fit(
     trainer = build_trainer(config, model, data)
     with _failure_reported(config):
         _train_or_resume(trainer, config, checkpoint)
-    _processes().wait_for_everyone()               # the main process has written the best model and its scores
+    _processes().wait_for_everyone()            # the main process has written the best model and its scores
     history = history_from_log(trainer.state.log_history, metric) | dict(best=run.best)
     if is_main_process():
         write_history(run.folder, history)
@@ -308,8 +310,8 @@ def _promote_refit(folder, history):
     shutil.rmtree(run.refit_folder)
 
 def _train_refit(config, both, tokenizer, epoch):
-    "A trainer that has trained a fresh model on all rows, up to an epoch that may lie within one."
-    place = Run(config.save_dir).refit_folder/f"up_to_{epoch:g}_of_{config.num_epochs}"     # of this plan only
+    "A trainer that has trained a fresh model on all rows up to an epoch; the folder is of this plan only."
+    place = Run(config.save_dir).refit_folder/f"up_to_{epoch:g}_of_{config.num_epochs}"
     silent = dict(use_wandb=False, report_to=None, wandb_tags=None, wandb_group=None)
     plan = replace(config, save_dir=str(place), resume=config.resume and Run(place).has_checkpoint, **silent)
     model = build_model(plan, both, tokenizer)
@@ -327,8 +329,8 @@ def _refit(config, data, tokenizer, history):
     plan = dict(rows=len(both), epoch=epoch, of=config.num_epochs)
     if config.resume and run.refit and plan.items() <= run.refit.items():
         return history | dict(refit=run.refit)
-    log_main(f"refit: training anew on the {len(both)} training and validation rows together, up to epoch "
-             f"{epoch:g}")
+    log_main(f"refit: training anew on the {len(both)} training and validation rows together, "
+             f"up to epoch {epoch:g}")
     gc.collect()                                               # the chosen model's memory
     torch.cuda.empty_cache()
     trainer = _train_refit(config, both, tokenizer, epoch)
@@ -387,21 +389,19 @@ def _test(config, model, test, history, calibration, how):
     metrics = write_report(run.test_folder, records, test.names, settings, config.audio_base_path)
     run.write_json(run.results_file, dict(metrics=metrics, settings=settings))
     shutil.copy(run.test_folder/"summary.txt", run.summary)
-    run.model_card.write_text(_model_card(config, test.names, metrics, f"Test set, {len(test)} utterances"),
-                              encoding="utf-8")
+    scored = f"Test set, {len(test)} utterances"
+    run.model_card.write_text(_model_card(config, test.names, metrics, scored), encoding="utf-8")
     send_test(config, model, test, records, metrics, history["best"])
     return metrics
 
 # %% ../nbs/09b_training.ipynb #test4
 def _end_without_test(config, model, val, history):
     "Say that nothing was tested, and how it can be later."
-    run = Run(config.save_dir)
-    names = val.names
-    card = _model_card(config, names, history["best"], f"Validation, {len(val)} utterances, not tested")
-    run.model_card.write_text(card, encoding="utf-8")
+    run, scored = Run(config.save_dir), f"Validation, {len(val)} utterances, not tested"
+    run.model_card.write_text(_model_card(config, val.names, history["best"], scored), encoding="utf-8")
     close_trackers(config)
-    log_main(f"no test set was given, so the model in {run.best_model} is not tested; prosody-ser evaluate "
-             f"--checkpoint_path {run.best_model}, or Run({str(run.folder)!r}).evaluate(...), scores it later")
+    log_main(f"no test set was given, so the model in {run.best_model} is not tested; "
+             f"Run({str(run.folder)!r}).evaluate(...) or prosody-ser evaluate scores it later")
     return {}
 
 def selection_note(
@@ -505,8 +505,8 @@ def _write_manifests(splits, config):
     new = {f: rows for f, rows in files.items() if not _file_of(f, rows)}
     stale = [f for f in new if f.exists()]
     if stale and config.resume:
-        raise ConfigError(f"resume: the rows are not those of {stale[0]}, which the run was trained on. Give the "
-                          "same rows, or start anew without resume.")
+        raise ConfigError(f"resume: the rows are not those of {stale[0]}, which the run was trained on. Give "
+                          "the same rows, or start anew without resume.")
     if stale:
         archive_previous_run(config.save_dir, stale)
     for file, rows in new.items():
@@ -521,9 +521,9 @@ def train(
     save_dir="runs/first", # folder of the run
     **settings, # of TrainConfig: the names of the flags
 ) -> Run:
-    "Train a model. Raises what the command prints: ConfigError, ManifestError, TypeError for an unknown setting."
+    "Train a model. Raises the errors that the command prints, and TypeError for an unknown setting."
     if settings.get("run_ablation_study"):
-        raise ConfigError("train makes one run. A study over alpha is prosody_ser.ablation.run_ablation(config).")
+        raise ConfigError("train makes one run; a study is prosody_ser.ablation.run_ablation(config).")
     given = {s: rows for s, rows in dict(train=train, val=val, test=test).items() if rows is not None}
     splits = {s: read_manifest(g) if isinstance(g, str | Path) else g for s, g in given.items()}
     base = settings.pop("audio_base_path", None)
