@@ -80,6 +80,8 @@ BACKBONES = {  # what --backbone means when no --backbone_path is given
     "xlsr": "facebook/wav2vec2-xls-r-300m",
     "mms": "facebook/mms-300m",
     "wav2vec2-bert": "facebook/w2v-bert-2.0",
+    "wavlm": "microsoft/wavlm-large",
+    "hubert": "facebook/hubert-large-ll60k",
     "tiny": None,
 }
 FRAME_RATE, TINY_FRAME_RATE = 50, 25   # frames a second of the pretrained backbones, and of our own
