@@ -30,6 +30,8 @@ BACKBONES = {                          # what --backbone means when no --backbon
     "xlsr": "facebook/wav2vec2-xls-r-300m",
     "mms": "facebook/mms-300m",
     "wav2vec2-bert": "facebook/w2v-bert-2.0",
+    "wavlm": "microsoft/wavlm-large",
+    "hubert": "facebook/hubert-large-ll60k",
     "tiny": None,
 }
 FRAME_RATE, TINY_FRAME_RATE = 50, 25   # hidden states a second: of the pretrained backbones, and of our own
