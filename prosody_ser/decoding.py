@@ -146,9 +146,9 @@ def _parents(beam, total):  # _Beam, (B, K) -> (B, K), (B, K, K)
 def _next_frame(beam, blank, score, token, last_score, gain=0.0, earned=0.0):
     """One frame of the search: the best K of the prefixes that stay and those that grow.
 
-    Takes scores of the blank (B, 1), of the candidate tokens (B, k), of each prefix's last token (B, K); what a
-    language model adds to each prefix that grows (B, K, k) and what its last token added (B, K). Returns
-    the new beam, the old prefix of each new one (B, K), and the token that it grew by or -1 (B, K)."""
+    Takes scores of the blank (B, 1), of the candidate tokens (B, k) and of each prefix's last token (B, K);
+    what a language model adds to a prefix that grows (B, K, k), and what it added for its last token (B, K).
+    Returns the new beam, each one's old prefix (B, K), and the token that it grew by or -1 (B, K)."""
     K, k = beam.last.shape[1], token.shape[1]
     total = torch.logaddexp(beam.ends_blank, beam.ends_token)               # (B, K)
     parent, joins = _parents(beam, total)
@@ -478,26 +478,15 @@ def align_logits(
     labels = frame_lengths, targets, target_lengths
     return _align(lambda frames: logits.columns(ids, frames), mask, *labels)
 
-def label_emissions(
-    hidden,  # (B, T, H), any float dtype
-    weight,  # (V, H)
-    bias,    # (V,)
-    targets, # token ids, padded with -100 (B, L)
-    blank=4, # blank id
-):           # logits of the targets' tokens (B, T, L) and of the blank (B, T)
-    "The logits that forced_align needs, and no others"
+# %% ../nbs/05b_decoding.ipynb #oldforms
+def label_emissions(hidden, weight, bias, targets, blank=4):  # (B, T, H), (V, H), (V,), (B, L)
+    "Logits of the targets' tokens (B, T, L) and of the blank (B, T), for forced_align"
     columns = HeadLogits(hidden, weight, bias).columns(F.pad(targets.clamp(min=0), (1, 0), value=blank))
     return columns[..., 1:], columns[..., 0]
 
 @torch.no_grad()
-def forced_align(
-    emissions_label, # score of each target token (B, T, L), logits or log-posteriors
-    emission_blank,  # score of the blank (B, T)
-    frame_lengths,   # valid frames (B,)
-    targets,         # token ids, padded with -100 (B, L)
-    target_lengths,  # valid tokens (B,)
-):                   # as align_logits
-    "align_logits for those who have the scores of the targets' tokens already"
+def forced_align(emissions_label, emission_blank, frame_lengths, targets, target_lengths):
+    "align_logits for scores of the targets' tokens (B, T, L) and the blank (B, T) that are in memory"
     def columns(frames):
         return torch.cat([emission_blank[:, frames, None], emissions_label[:, frames]], -1)
     mask = frame_mask(frame_lengths, emission_blank.shape[1])               # (B, T)
