@@ -56,7 +56,8 @@ def peak_bytes(device: str):
 def measure_step(form: str, shape: str, H: int, device: str, repeats: int):
     "One training step of one form: seconds, bytes over the baseline, loss"
     import torch
-    from prosody_ser.ctc import dense_ctc, regularised_ctc
+    from dense import dense_ctc
+    from prosody_ser.ctc import regularised_ctc
     f = {'dense': dense_ctc, 'lean': regularised_ctc}[form]
     small, labels = inputs('quick', 32, device)
     f(small[0][:, :40], small[1][:64], small[2][:64], labels[0].clamp(max=40), labels[1] % 59 + 5, labels[2],

@@ -75,7 +75,7 @@ def child(args):
     from transformers import WhisperConfig, WhisperFeatureExtractor
     from prosody_ser import model as room
     from prosody_ser.backbones import ActualLengthWhisper
-    from prosody_ser.ctc import dense_ctc
+    from dense import dense_ctc
     from prosody_ser.data import DurationBatchSampler
     from prosody_ser.train import return_freed_memory
     old, cuda = args.style == "old", args.device == "cuda"
