@@ -11,9 +11,8 @@ from typing import get_args
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from prosody_ser.config import EvaluateConfig, TrainConfig, default_of# noqa: E402
-from prosody_ser.config import GatherConfig# noqa: E402
-from prosody_ser.cli import PAGE_PARAMETERS# noqa: E402
+from prosody_ser.cli import PAGE_PARAMETERS  # noqa: E402
+from prosody_ser.config import EvaluateConfig, GatherConfig, TrainConfig, default_of  # noqa: E402
 
 # page -> class of its settings, defaults that differ from the class's, settings that are not the page's
 RUNNABLE = {
@@ -22,7 +21,7 @@ RUNNABLE = {
     "ablation": (TrainConfig, dict(save_dir="runs/notebook-ablation"), ("run_ablation_study",)),
     "gather": (GatherConfig, {}, ()),
 }
-TUTORIALS = ["01_corpus", "05_ctc", "11_inference"]          # pages that need nothing but the package and fastcore
+TUTORIALS = ["00b_corpus", "05_ctc", "06b_inference"]          # pages that need nothing but the package and fastcore
 BADGE, INSTALL = "[![Open in Colab]", "# On Colab"
 
 

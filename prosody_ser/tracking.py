@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from transformers import integrations
 
-from .config import TRACKERS, ConfigError, non_defaults
+from .config import ConfigError, non_defaults
 from .data import SAMPLING_RATE, ManifestError, Utterance, load_audio, plot_utterance
 from .evaluate import CLIP_SECONDS
 from .evaluation import ctc_advice, plot_confusion, read_predictions, with_emotion
@@ -37,9 +37,8 @@ def check_trackers(
     "Raise `ModuleNotFoundError` for a tracker whose package is missing."
     for name in trackers(config):
         flag = "--use_wandb" if name == "wandb" and config.use_wandb else f"--report_to {name}"
-        package = TRACKERS[name]
-        if not find_spec(package):
-            raise ModuleNotFoundError(f"{flag} needs the {package} package: pip install {package}.")
+        if not find_spec(name):
+            raise ModuleNotFoundError(f"{flag} needs the {name} package: pip install {name}.")
 
 # %% ../nbs/08b_tracking.ipynb #c009
 def run_name(
@@ -172,6 +171,7 @@ def _plot_timeline(record, audio, seconds):
     utterance = Utterance(record["audio_filepath"], record["words"], record.get("prosody_annotations"),
                           (record["emotion"] or "no label") + predicted)
     plot_utterance(utterance, audio, ax=ax, word_times=seconds)
+    ax.set_ylim(bottom=1.3 * ax.get_ylim()[0])
     for patch, p, (start, end) in zip(ax.patches, record["prominence"], seconds, strict=True):
         patch.set(facecolor="tab:orange", edgecolor="0.3", linewidth=.6, alpha=.05 + .6 * p)
         ax.text((start + end) / 2, ax.get_ylim()[0], f"{p:.2f}", ha="center", va="bottom", fontsize=7)
