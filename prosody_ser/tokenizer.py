@@ -7,10 +7,10 @@ __all__ = ['SPECIAL_TOKENS', 'TokenizerError', 'SentencePieceTokenizer', 'frames
 
 # %% ../nbs/02_tokenizer.ipynb #imports
 import io
-import re
-import sentencepiece as spm
 import warnings
 from pathlib import Path
+
+import sentencepiece as spm
 
 # %% ../nbs/02_tokenizer.ipynb #c005
 SPECIAL_TOKENS = {"<unk>": 0, "<s>": 1, "</s>": 2, "<pad>": 3, "<blank>": 4}
@@ -19,104 +19,72 @@ class TokenizerError(ValueError):
     "A tokenizer cannot be trained, found or used: the message says why and what to do."
 
 # %% ../nbs/02_tokenizer.ipynb #c007
+def _read_text(text_data):
+    "The sentences of a list, or of a text file with one a line; empty ones are left out."
+    if isinstance(text_data, str | Path):
+        if not Path(text_data).is_file():
+            raise TokenizerError(f"{text_data}: no such text file. Give a sentence a line, or a list.")
+        text_data = Path(text_data).read_text(encoding="utf-8").splitlines()
+    if sentences := [s for s in text_data if s.strip()]: return sentences
+    raise TokenizerError("no text to train a tokenizer on: every sentence is empty. Give transcripts of the "
+                         "training split.")
+
 def _train(sentences, vocab_size, model_type, character_coverage):
-    "SentencePiece model bytes for `sentences`, at exactly `vocab_size` pieces."
+    "A SentencePiece model, as bytes, of at most `vocab_size` pieces."
     model = io.BytesIO()
-    spm.SentencePieceTrainer.train(
-        sentence_iterator=iter(sentences), model_writer=model, vocab_size=vocab_size, model_type=model_type,
-        character_coverage=character_coverage, normalization_rule_name="identity",
-        unk_id=0, bos_id=1, eos_id=2, pad_id=3, user_defined_symbols=["<blank>"],
-        max_sentence_length=1 << 20, minloglevel=2)
+    try:
+        spm.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences), model_writer=model, vocab_size=vocab_size,
+            hard_vocab_limit=False, model_type=model_type, character_coverage=character_coverage,
+            normalization_rule_name="identity", unk_id=0, bos_id=1, eos_id=2, pad_id=3,
+            user_defined_symbols=["<blank>"], max_sentence_length=1 << 20, minloglevel=2)
+    except RuntimeError as e:
+        size = len(SPECIAL_TOKENS) + len(set("".join(sentences)))
+        raise TokenizerError(f"vocab_size={vocab_size} is too small for the characters of this text ({e}). "
+                             f"Raise it to at least {size}.") from None
     return model.getvalue()
 
-def _largest_size(error, sentences, vocab_size, model_type, character_coverage):
-    "The largest vocabulary the text can fill: SentencePiece names it, or we search for it."
-    named = re.search(r"<= (\d+)", str(error))
-    if named: return int(named[1])
-    low, high = 5 + len(set("".join(sentences))), vocab_size
-    while high - low > 1:
-        mid = (low + high) // 2
-        try: _train(sentences, mid, model_type, character_coverage); low = mid
-        except RuntimeError: high = mid
-    return low
+# %% ../nbs/02_tokenizer.ipynb #pieces1
+class _Model:
+    "A SentencePiece model, `sp`, and its special pieces."
+    sp = None
 
-# %% ../nbs/02_tokenizer.ipynb #c009
-class SentencePieceTokenizer:
-    "SentencePiece subword units with a CTC blank."
-    def __init__(self,
-                 vocab_size=16000,                  # pieces wanted, the five special ones included
-                 model_prefix="akan_mtl_tokenizer", # where `train_tokenizer` saves: `<model_prefix>.model`
-                 model_path=None,                   # an existing `.model` file for `load_tokenizer`
-                 model_type="bpe",                  # bpe, unigram or char
-                 character_coverage=None):          # share of the text's characters that get a piece; rarer ones are `<unk>`; None: all for char, else 0.995
-        self.vocab_size, self.model_prefix, self.model_path = vocab_size, str(model_prefix), model_path
-        self.character_coverage = character_coverage or (1.0 if model_type == "char" else 0.995)
-        if not 0.98 <= self.character_coverage <= 1: raise TokenizerError(f"character_coverage={character_coverage} is out of SentencePiece's range; give 0.98 to 1.")
-        self.model_type, self.sp = model_type, None
-
-    def train_tokenizer(self,
-                        text_data): # a list of sentences, or the path of a text file with one a line
-        "Train on the text, save `<model_prefix>.model`, and return the tokenizer, ready for use."
-        sentences = [s for s in self._read(text_data) if s.strip()]
-        if not sentences: raise TokenizerError("no text to train a tokenizer on: every sentence is empty. Give transcripts of the training split.")
-        model = self._fit(sentences)
-        path = Path(f"{self.model_prefix}.model")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(model)
-        self.model_path = str(path)
-        return self._use(model, path)
-
-    def load_tokenizer(self):
-        "Load `model_path` (or `<model_prefix>.model`) and return the tokenizer, ready for use."
-        path = Path(self.model_path or f"{self.model_prefix}.model")
-        if not path.is_file():
-            raise TokenizerError(f"{path}: no such tokenizer. Train one (--retrain_tokenizer, or train_tokenizer(text_data=...)) or correct the path.")
-        wanted = self.vocab_size
-        self._use(path.read_bytes(), path)
-        if wanted != self.vocab_size:
-            warnings.warn(f"{path} has {self.vocab_size} pieces, not vocab_size={wanted}; its own size is used.", stacklevel=2)
-        return self
-
-    @staticmethod
-    def _read(text_data):
-        "The sentences of a list, or of a text file."
-        if not isinstance(text_data, (str, Path)): return list(text_data)
-        if not Path(text_data).is_file():
-            raise TokenizerError(f"{text_data}: no such text file. Give a path to one sentence a line, or a list of sentences.")
-        return Path(text_data).read_text(encoding="utf-8").splitlines()
-
-    def _fit(self, sentences):
-        "Model bytes; a vocabulary too large for the text is reduced with a warning."
-        options = self.model_type, self.character_coverage
-        try: return _train(sentences, self.vocab_size, *options)
-        except RuntimeError as e:
-            size = _largest_size(e, sentences, self.vocab_size, *options)
-            if size >= self.vocab_size:
-                raise TokenizerError(f"vocab_size={self.vocab_size} is too small for the characters of this text ({e}). Raise it to at least {size}.") from None
-        warnings.warn(f"vocab_size={self.vocab_size} is more than the text can fill; reduced to {size}.", stacklevel=3)
-        return _train(sentences, size, *options)
-
-    def _use(self, model, where):
-        "Make `model` (bytes) the current one; `output_files` is for messages."
-        try: self.sp = spm.SentencePieceProcessor(model_proto=model)
+    def _use(self, model, source):
+        "Make a model (bytes) the current one; `source` is where it comes from, for messages."
+        try:
+            self.sp = spm.SentencePieceProcessor(model_proto=model)
         except (RuntimeError, OSError):
-            raise TokenizerError(f"{where}: not a SentencePiece model. Give the .model file (not .vocab), or train a new one.") from None
+            raise TokenizerError(f"{source}: not a SentencePiece model. Give the .model file (not .vocab), "
+                                 "or train a new one.") from None
         missing = [p for p in ("<pad>", "<blank>") if self.sp.id_to_piece(self.sp.piece_to_id(p)) != p]
-        if missing: raise TokenizerError(f"{where}: no piece {' and no piece '.join(missing)}. Train the tokenizer here, which adds them.")
+        if missing:
+            raise TokenizerError(f"{source}: no piece {' and no piece '.join(missing)}. Train the tokenizer "
+                                 "here, which adds them.")
         self.vocab_size = self.sp.get_piece_size()
         return self
 
+    def save(self,
+             path):  # where to write the .model file
+        "Write the model; `SentencePieceTokenizer(model_path=path).load_tokenizer()` reads it back."
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_bytes(self.sp.serialized_model_proto())
+
     def _special(self, piece):
         "Id of a special piece."
-        if self.sp is None: raise TokenizerError("the tokenizer is empty. Call train_tokenizer or load_tokenizer first.")
+        if self.sp is None:
+            raise TokenizerError("the tokenizer is empty. Call train_tokenizer or load_tokenizer first.")
         return self.sp.piece_to_id(piece)
 
     unk_id = property(lambda self: self._special("<unk>"))
     pad_id = property(lambda self: self._special("<pad>"))
     blank_id = property(lambda self: self._special("<blank>"))
 
-    def __len__(self): return self.vocab_size
+    def __len__(self):
+        return self.vocab_size
 
+# %% ../nbs/02_tokenizer.ipynb #pieces2
+class _Pieces(_Model):
+    "Text to piece ids and back."
     def encode(self, text: str) -> list[int]:
         "Piece ids of a text."
         return self.sp.encode(text)
@@ -133,26 +101,60 @@ class SentencePieceTokenizer:
 
     def decode_words(self,
                      ids):  # piece ids
-        "Words of piece ids and, for each piece, the index of its word, -1 for one that says nothing. ▁ begins a word."
-        words, owner, begin = [], [], True              # begin: the next text starts a word
-        for piece in map(self.sp.id_to_piece, (int(i) for i in ids)):
-            if piece in SPECIAL_TOKENS and piece != "<unk>": owner.append(-1); continue
-            text = "⁇" if piece == "<unk>" else piece.removeprefix("▁")
-            begin |= piece.startswith("▁")
-            if text and begin: words.append("")
-            owner.append(len(words) - 1 if text else len(words))   # a lone ▁ belongs to the word that it begins
-            if text: words[-1] += text; begin = False
+        "Words of piece ids and, for each piece, the index of its word, -1 for none. ▁ begins a word."
+        words, owner, begins = [], [], True                            # begins: the next text starts a word
+        for piece in map(self.sp.id_to_piece, map(int, ids)):
+            silent = piece in SPECIAL_TOKENS and piece != "<unk>"
+            text = "" if silent else "⁇" if piece == "<unk>" else piece.removeprefix("▁")
+            begins |= piece.startswith("▁")
+            if text:
+                words += [text] if begins else [words.pop() + text]
+                begins = False
+            owner.append(-1 if silent else len(words) - bool(text))    # a lone ▁: the word that it begins
         return words, [o if o < len(words) else -1 for o in owner]
 
-    def save(self,
-             path):  # where to write the `.model` file
-        "Write the model; `SentencePieceTokenizer(model_path=path).load_tokenizer()` reads it back."
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_bytes(self.sp.serialized_model_proto())
+# %% ../nbs/02_tokenizer.ipynb #c009
+class SentencePieceTokenizer(_Pieces):
+    "SentencePiece subword units with a CTC blank."
+    def __init__(self,
+                 vocab_size=16000,                  # pieces wanted, the five special ones included
+                 model_prefix="akan_mtl_tokenizer", # train_tokenizer saves to this path and .model
+                 model_path=None,                   # an existing .model file for load_tokenizer
+                 model_type="bpe",                  # bpe, unigram or char
+                 character_coverage=None): # share of characters with a piece; None: 1 for char, else 0.995
+        self.vocab_size, self.model_prefix, self.model_path = vocab_size, str(model_prefix), model_path
+        self.model_type = model_type
+        self.character_coverage = character_coverage or (1.0 if model_type == "char" else 0.995)
+        if not 0.98 <= self.character_coverage <= 1:
+            raise TokenizerError(f"character_coverage={character_coverage} is out of SentencePiece's range; "
+                                 "give 0.98 to 1.")
+
+    def train_tokenizer(self,
+                        text_data): # a list of sentences, or the path of a text file with one a line
+        "Train on the text, save `<model_prefix>.model`, and return the tokenizer, ready for use."
+        wanted, self.model_path = self.vocab_size, f"{self.model_prefix}.model"
+        model = _train(_read_text(text_data), wanted, self.model_type, self.character_coverage)
+        self._use(model, self.model_path).save(self.model_path)
+        if self.vocab_size < wanted and self.model_type != "char":
+            warnings.warn(f"vocab_size={wanted} is more than the text can fill; reduced to "
+                          f"{self.vocab_size}.", stacklevel=2)
+        return self
+
+    def load_tokenizer(self):
+        "Load `model_path` (or `<model_prefix>.model`) and return the tokenizer, ready for use."
+        path, wanted = Path(self.model_path or f"{self.model_prefix}.model"), self.vocab_size
+        if not path.is_file():
+            raise TokenizerError(f"{path}: no such tokenizer. Train one (--retrain_tokenizer, or "
+                                 "train_tokenizer(text_data=...)) or correct the path.")
+        self._use(path.read_bytes(), path)
+        if wanted != self.vocab_size:
+            warnings.warn(f"{path} has {self.vocab_size} pieces, not vocab_size={wanted}; its own size is "
+                          "used.", stacklevel=2)
+        return self
 
 # %% ../nbs/02_tokenizer.ipynb #05ctcc010
 def frames_needed(
-    ids:list, # token ids of one transcript
-)->int: # L + repeats
-    "The fewest frames a transcript fits in"
-    return len(ids) + sum(a == b for a, b in zip(ids, ids[1:]))
+    ids: list,  # token ids of one transcript
+) -> int:       # L and its repeats
+    "The fewest frames that a transcript fits into under CTC (Graves et al. 2006)."
+    return len(ids) + sum(a == b for a, b in zip(ids, ids[1:], strict=False))
