@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEMO', 'COMMANDS', 'PAGE_PARAMETERS', 'quiet_libraries', 'run_command', 'demo_config', 'train_and_report', 'main',
            'page_parameters', 'papermill_parameters', 'training_page', 'evaluation_page', 'gathering_page',
-           'settings_part', 'audit_part', 'figure_part', 'scores_part', 'utterances_part']
+           'settings_part', 'audit_part', 'figure_part', 'utterances_part']
 
 # %% ../nbs/12_cli.ipynb #imports
 import argparse
@@ -24,17 +24,13 @@ from typing import NamedTuple
 
 from prosody_ser.config import (
     BACKBONES,
-    FRAME_RATE,
     MISSING,
-    TINY_FRAME_RATE,
     ConfigError,
     DecodingSettings,
     EvaluateConfig,
     GatherConfig,
     TrainConfig,
     TrainingError,
-    check_decoding,
-    check_settings,
     from_parameters,
     is_required,
     make_parser,
@@ -94,6 +90,7 @@ def demo_config(
 
 @dataclass
 class _DemoConfig:
+    "Make a small speech corpus, train the tiny backbone on it, show the results: minutes, offline."
     save_dir: str = setting("runs/demo", "folder of the run")
     num_epochs: int = setting(DEMO["num_epochs"], "epochs; fewer is quicker and worse")
     seed: int = setting(0, "of the corpus and the training")
@@ -144,6 +141,7 @@ def _evaluate(config):
 # %% ../nbs/12_cli.ipynb #crossvalcmd
 @dataclass(kw_only=True)
 class _CrossvalConfig:
+    "Train and test once for each fold of speakers, and sum up."
     manifests: list[str] | None = setting(None, "JSONL manifests with all rows of a corpus between them")
     fold_dir: str | None = setting(None, "folder of folds: 0/train.jsonl, 0/val.jsonl, 0/test.jsonl, 1/...")
     folds: int | None = setting(
@@ -184,6 +182,7 @@ def _crossval(configs):
 # %% ../nbs/12_cli.ipynb #comparecmd
 @dataclass
 class _CompareConfig:
+    "Is one model better than another? Differences of their scores on one test set, with intervals."
     first: str = setting(MISSING, "predictions.jsonl, or the folder of a finished run", positional=True)
     second: str = setting(MISSING, "the same, of another model", positional=True)
 
@@ -203,14 +202,13 @@ def _gather(config):
 # %% ../nbs/12_cli.ipynb #predictcmd
 @dataclass(kw_only=True)
 class _PredictConfig(DecodingSettings):
+    "Print emotion, transcript and prominent words of audio files, one JSON object a line."
     audio: list[str] = setting(MISSING, "audio files", positional=True)
     checkpoint_path: str = setting(MISSING, "best_model folder, best_model.pt, or hub id")
     device: str | None = setting(None, "cuda or cpu; default: a GPU if there is one", choices=["cuda", "cpu"])
     plot_dir: str | None = setting(None, "also draw a timeline of each file into this folder")
 
 def _predict(config):
-    check_settings(config)
-    check_decoding(config)
     from prosody_ser.data import ManifestError
     from prosody_ser.decoding import decoder_options
     from prosody_ser.inference import Predictor
@@ -220,13 +218,14 @@ def _predict(config):
     predictor = Predictor(model, config.device, config.decode_method, **decoder)
     for file in config.audio:
         try:
-            print(json.dumps(dict(audio_filepath=file) | predictor(file), ensure_ascii=False), flush=True)
+            found = predictor(file)
         except ManifestError as e:                                       # the others may be fine
             print(f"error: {e}", file=sys.stderr)
             failed += 1
             continue
+        print(json.dumps(dict(audio_filepath=file) | found, ensure_ascii=False), flush=True)
         if config.plot_dir:
-            predictor.plot(file).savefig(_picture_path(config.plot_dir, file, config.audio), dpi=120)
+            found.plot().savefig(_picture_path(config.plot_dir, file, config.audio), dpi=120)
     if failed:
         sys.exit(f"{failed} of {len(config.audio)} files could not be used")
 
@@ -240,6 +239,7 @@ def _picture_path(folder, file, files):
 # %% ../nbs/12_cli.ipynb #auditcmd
 @dataclass(kw_only=True)
 class _AuditConfig:
+    "Look for what is wrong with a corpus before training: where, why it matters, the cure."
     manifests: list[str] = setting(MISSING, "JSONL manifests, the training one first", positional=True)
     audio_base_path: str | None = setting(None, "folder of the audio; without it the sound is not checked")
     emotion_names: list[str] | None = setting(None, "names of the emotion indices, or one of: akan, emodb")
@@ -308,6 +308,7 @@ def _plot_splits(config, splits, segment):
 # %% ../nbs/12_cli.ipynb #preparecmd
 @dataclass
 class _PrepareConfig:
+    "Write manifests, speaker-disjoint splits and folds of a public corpus."
     corpus: str = setting(MISSING, "which corpus it is", positional=True,
                           choices=["emodb", "iemocap", "ravdess", "cremad"])
     source: str = setting(MISSING, "folder that it was unpacked to: --audio_base_path of the manifests",
@@ -323,6 +324,7 @@ def _prepare(config):
 
 @dataclass
 class _TokenizerConfig:
+    "Train a SentencePiece tokenizer with a CTC blank on transcripts."
     text: str = setting(MISSING, "training manifest (.jsonl), or a text file, one sentence a "
                                  "line", positional=True)
     tokenizer_path: str = setting(MISSING, ".model file to write")
@@ -342,6 +344,7 @@ def _tokenizer(config):
 # %% ../nbs/12_cli.ipynb #lmcmd
 @dataclass
 class _LMConfig:
+    "Train a word n-gram language model for beam search on transcripts."
     text: list[str] = setting(MISSING, "training manifests (.jsonl) or text files; never those of the test "
                                        "set",
                               positional=True)
@@ -361,6 +364,7 @@ def _sentences(file):
 
 @dataclass
 class _MemoryConfig:
+    "Estimate the memory of a training step: all weights, LoRA, heads only."
     backbone: str = setting("whisper", "family of the shared encoder", choices=list(BACKBONES))
     backbone_path: str | None = setting(None, "hub id or folder; default: the family's usual one, not "
                                               "downloaded")
@@ -376,9 +380,9 @@ def _memory(config):
 
 # %% ../nbs/12_cli.ipynb #commands
 class _Command(NamedTuple):
-    help: str              # one line
     settings: type         # its configuration
     run: Callable          # what is done with it
+    about: str = ""        # one line; else the docstring of its settings
     more: str = ""         # what --help says at its end
 
 _STUDY = ("The study is set by --ablation_mode, --ablation_alphas, --ablation_seeds and --ablation_epochs; "
@@ -391,35 +395,25 @@ _FOLDS = ("All flags of prosody-ser train are taken too (see its --help), but fo
 _PAIRED = ("Both models are scored on the same test sets, drawn anew a thousand times by speaker (or film). "
            "An interval that holds 0 shows no difference. Of a run of a study, which is never tested, the "
            "validation set is compared.")
+_EXIT = "Exit code: 1 when an error was found (training would stop, or the test set be trained on), else 0."
 
 COMMANDS = dict(
-    demo=_Command("Make a small speech corpus, train the tiny backbone on it, show the results: minutes, "
-                  "offline.",
-                  _DemoConfig, _demo),
-    train=_Command("Train, choose the best epoch on validation, and test it.", TrainConfig, _train),
-    evaluate=_Command("Score a checkpoint on a manifest and write a report.", EvaluateConfig, _evaluate),
-    ablation=_Command("Train once for each alpha, choose on validation, train finally with the best.",
-                      TrainConfig, _ablation, _STUDY),
-    crossval=_Command("Train and test once for each fold of speakers, and sum "
-                      "up.", _CrossvalConfig, _crossval, _FOLDS),
-    gather=_Command("Compare finished runs: what differs, mean and spread over seeds, validation, test and "
-                    "floor.",
-                    GatherConfig, _gather),
-    compare=_Command("Is one model better than another? Differences of their scores on one test set, with "
-                     "intervals.",
-                     _CompareConfig, _compare, _PAIRED),
-    predict=_Command("Print emotion, transcript and prominent words of audio files, one JSON object a line.",
-                     _PredictConfig, _predict),
-    prepare=_Command("Write manifests, speaker-disjoint splits and folds of a public corpus.",
-                     _PrepareConfig, _prepare),
-    audit=_Command("Look for what is wrong with a corpus before training: where, why it matters, the cure.",
-                   _AuditConfig, _audit, "Exit code: 1 when an error was found (training would stop, or the "
-                                         "test set be trained on), else 0."),
-    tokenizer=_Command("Train a SentencePiece tokenizer with a CTC blank on transcripts.",
-                       _TokenizerConfig, _tokenizer),
-    lm=_Command("Train a word n-gram language model for beam search on transcripts.", _LMConfig, _lm),
-    memory=_Command("Estimate the memory of a training step: all weights, LoRA, heads "
-                    "only.", _MemoryConfig, _memory))
+    demo=_Command(_DemoConfig, _demo),
+    train=_Command(TrainConfig, _train, "Train, choose the best epoch on validation, and test it."),
+    evaluate=_Command(EvaluateConfig, _evaluate, "Score a checkpoint on a manifest and write a report."),
+    ablation=_Command(TrainConfig, _ablation, "Train once for each alpha, choose on validation, train "
+                                              "finally with it.",
+                      _STUDY),
+    crossval=_Command(_CrossvalConfig, _crossval, more=_FOLDS),
+    gather=_Command(GatherConfig, _gather, "Compare finished runs: settings that differ, seeds together, "
+                                           "scores."),
+    compare=_Command(_CompareConfig, _compare, more=_PAIRED),
+    predict=_Command(_PredictConfig, _predict), prepare=_Command(_PrepareConfig, _prepare),
+    audit=_Command(_AuditConfig, _audit, more=_EXIT), tokenizer=_Command(_TokenizerConfig, _tokenizer),
+    lm=_Command(_LMConfig, _lm), memory=_Command(_MemoryConfig, _memory))
+
+def _help(command):
+    return command.about or command.settings.__doc__
 
 # %% ../nbs/12_cli.ipynb #main
 def main(
@@ -427,7 +421,7 @@ def main(
 ):
     "The console script prosody-ser."
     argv = sys.argv[1:] if argv is None else list(argv)
-    lines = "\n".join(f"  {name:12}{c.help}" for name, c in COMMANDS.items())
+    lines = "\n".join(f"  {name:12}{_help(c)}" for name, c in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="prosody-ser", usage="prosody-ser COMMAND [--help] ...", epilog=f"commands:\n{lines}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -435,7 +429,8 @@ def main(
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="what to do; each has its own "
                                                                              "--help")
     name = parser.parse_args(argv[:1]).command
-    command, about = COMMANDS[name], dict(description=COMMANDS[name].help, epilog=COMMANDS[name].more)
+    command = COMMANDS[name]
+    about = dict(description=_help(command), epilog=command.more)
     if command.settings is _CrossvalConfig:
         config = _parse_crossval(argv[1:], about)
     else:
@@ -552,9 +547,7 @@ def audit_part(
     "What is wrong with the corpus."
     from prosody_ser.audit import audit_manifests
     manifests = [m for m in (config.train_jsonl, config.val_jsonl, config.test_jsonl) if m]
-    rate = TINY_FRAME_RATE if config.backbone == "tiny" else FRAME_RATE
-    return audit_manifests(manifests, audio_base_path=config.audio_base_path, names=config.emotion_names,
-                           frame_rate=rate)[1]
+    return audit_manifests(manifests, audio_base_path=config.audio_base_path, names=config.emotion_names)[1]
 
 def figure_part(
     file,      # PNG that a command has left
@@ -569,26 +562,6 @@ def figure_part(
     return show_html(f'<p class="note">no {name}: the head is off, or nothing has its label</p>')
 
 # %% ../nbs/12_cli.ipynb #16pagesc015
-class _ScoresOutput:
-    "HTML for a reader and, of a training run, its facts for a comparison."
-    def __init__(self, html, facts):
-        self.html, self.facts = html, facts
-
-    def _repr_mimebundle_(self, include=None, exclude=None):
-        from prosody_ser.run import FACTS
-        return {"text/html": self.html, "text/plain": "scores"} | ({FACTS: self.facts} if self.facts else {})
-
-def scores_part(
-    folder,   # of a test
-    run=None, # folder of the training run that it ended
-):
-    "The test's scores beside their intervals and floors, each emotion's, and what to know with them."
-    from prosody_ser.evaluate import Scores, show_html
-    from prosody_ser.run import read_facts
-    tested = (Path(folder)/"test_metrics.json").is_file()
-    html = Scores.read(folder)._repr_html_() if tested else show_html("<p>not tested: no test set was named</p>").data
-    return _ScoresOutput(html, read_facts(run) if run else None)
-
 def utterances_part(
     folder,          # of a test
     audio_base_path, # folder of the audio
@@ -598,6 +571,8 @@ def utterances_part(
 
     from prosody_ser.evaluate import cards_html, show_html
     from prosody_ser.evaluation import read_predictions
+    if not (Path(folder)/"predictions.jsonl").is_file(): return show_html("<p>Not tested: no test set was "
+                                                                          "named.</p>")
     records = read_predictions(folder)
     some = records[::max(1, len(records) // 5)][:5]
     form = "MP3" if "MP3" in sf.available_formats() else "FLAC"      # a page must stay small

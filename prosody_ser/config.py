@@ -6,8 +6,8 @@
 __all__ = ['TASKS', 'BACKBONES', 'FRAME_RATE', 'TINY_FRAME_RATE', 'POOLINGS', 'CTC_REDUCTIONS', 'CTC_DEFAULTS', 'TRACKERS',
            'DECODING_SETTINGS', 'LOGGING_SETTINGS', 'EXECUTION_SETTINGS', 'PATH_SETTINGS', 'ConfigError',
            'TrainingError', 'setting', 'check_settings', 'is_required', 'default_of', 'non_defaults',
-           'DecodingSettings', 'check_decoding', 'TrainConfig', 'unused_settings', 'EvaluateConfig', 'GatherConfig',
-           'make_parser', 'parse_args', 'unknown_setting', 'coerce', 'from_parameters']
+           'DecodingSettings', 'TrainConfig', 'unused_settings', 'EvaluateConfig', 'GatherConfig', 'make_parser',
+           'parse_args', 'unknown_setting', 'coerce', 'from_parameters']
 
 # %% ../nbs/01_config.ipynb #imports
 import argparse
@@ -121,11 +121,13 @@ class DecodingSettings:
     lm_weight: float = setting(0.6, "weight of the language model's log-probabilities")
     word_score: float = setting(1.0, "added for each word of the language model; above 0: more words")
 
+    def __post_init__(self):
+        check_settings(self)
+        _check_decoding(self)
+
 DECODING_SETTINGS = tuple(f.name for f in fields(DecodingSettings))
 
-def check_decoding(
-    config, # any object with the settings of DecodingSettings
-):
+def _check_decoding(config):
     "Raise ConfigError for a setting of a decoder, or of a language model, that is not there."
     given = [f.name for f in fields(DecodingSettings) if getattr(config, f.name) != f.default]
     of_beam = [n for n in given if n in ("beam_width", "top_k", "blank_skip", "lm_path")]
@@ -297,8 +299,7 @@ class TrainConfig(
     "Settings of a training run."
 
     def __post_init__(self):
-        check_settings(self)
-        check_decoding(self)
+        super().__post_init__()
         if message := next(_contradictions(self), None): raise ConfigError(message)
 
     @property
@@ -430,10 +431,6 @@ class EvaluateConfig(DecodingSettings):
     device: str = setting("cuda", "where to run; cuda without a GPU is cpu, with a "
                                   "word", choices=["cuda", "cpu"])
     num_workers: int = setting(0, "processes that load audio; 0: this one")
-
-    def __post_init__(self):
-        check_settings(self)
-        check_decoding(self)
 
 # %% ../nbs/01_config.ipynb #gatherconfig
 @dataclass
