@@ -277,7 +277,7 @@ class _SpeechModel(PreTrainedModel):
         if config.alpha_mode == "uncertainty":
             self.log_variances = nn.Parameter(torch.tensor([-math.log(config.alphas[t]) for t in tasks]))
         self.register_buffer("asr_nats", torch.tensor(float("inf")))    # running mean of CTC's loss per token
-        self.heard = None                                      # a list for the shared states, see encode
+        self.heard = None                                      # a list: the older form of return_states
         self.processor = None                                  # set by create_model and load_checkpoint
         self.post_init()
 
@@ -290,6 +290,10 @@ class _SpeechModel(PreTrainedModel):
     def token_logits(self, hidden):  # (B, T, H)
         "The transcript head's logits, computed a few frames or columns at a time; never (B, T, V) at once."
         return decoding.HeadLogits(hidden, self.asr.out.weight, self.asr.out.bias)
+
+    def mixes(self, layers):
+        "The older name of `mix_layers`."
+        return self.mix_layers(layers)
 
     def save_pretrained(self, folder, **kwargs):
         "Write weights, configuration and, where known, tokenizer and feature extractor."
@@ -320,13 +324,10 @@ class ProsodySER(_WordAlignment, _TaskWeights, _SpeechModel):
             mixed = mix(list(states.float().unbind(2)))
         return dict(zip(self.config.tasks, mixed, strict=True)), frames
 
-    def mixes(self, layers):
-        "The older name of `mix_layers`."
-        return self.mix_layers(layers)
-
     def forward(self, audio=None, audio_lengths=None, states=None, frames=None, emotion=None, targets=None,
                 target_lengths=None, token_word=None, word_counts=None, prosody=None, row=None,
                 return_states=False):
+        "Logits, and a loss for each task whose labels are given; arguments as in a `Collator` batch."
         shared, config = deque() if return_states else None, self.config
         task_hidden, lengths = self.encode(audio, audio_lengths, states, frames, shared)
         out = ProsodySEROutput(lengths=lengths, hidden_states=shared)
