@@ -504,11 +504,3 @@ def compare_models(
         return f"| {name} | {one[k]:.3f} | {two[k]:.3f} | {d:+.3f} | {low:+.3f} to {high:+.3f} | {verdict} |"
     rows = [row(k, name) for k, name in evaluation.METRIC_NAMES.items() if f"{k}_low" in difference]
     return "\n".join(["| | first | second | difference | 95 % interval | |", "|---" * 6 + "|", *rows])
-
-# %% ../nbs/07b_report.ipynb #shims
-# other modules still use these names; they go when the callers are converted
-CARD_STYLE, CLIP_SECONDS, score_notes, class_rows = STYLE, _CLIP_SECONDS, _notes, _class_rows
-
-def uncalibrated(records, temperature):
-    "The records at temperature 1, from their logits; use at_temperature(records, 1.0)."
-    return evaluation.at_temperature(records, 1.0)

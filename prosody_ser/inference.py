@@ -107,7 +107,7 @@ def pick_device(
 
 def _load_samples(audio, rate):
     "Mono float32 samples at 16 kHz, of a file, an `Utterance`, or samples at `rate`."
-    if isinstance(audio, Utterance): return data.load_utterance(audio, getattr(audio, "audio_base_path", ""))
+    if isinstance(audio, Utterance): return data.load_utterance(audio)
     if isinstance(audio, str | Path): return data.load_audio(audio)
     audio = np.asarray(audio)
     largest = np.iinfo(audio.dtype).max if audio.dtype.kind in "iu" else 1          # PCM samples to [-1, 1]

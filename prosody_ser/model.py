@@ -179,9 +179,8 @@ class _WordAlignment:
         "Frames (B, W, 2) of each word by CTC alignment; an even split in rows (B,) that it could not place."
         even = decoding.uniform_spans(lengths, word_counts, max(1, int(word_counts.max())))
         if self.asr is None or self.asr_nats > decoding.USABLE_NATS: return even, lengths < 0
-        W, b = self.asr.out.weight, self.asr.out.bias
-        label, blank = decoding.label_emissions(hidden, W, b, targets, self.config.blank_id)
-        tokens = decoding.forced_align(label, blank, lengths, targets, target_lengths)       # (B, L, 2)
+        labels = targets, target_lengths, self.config.blank_id
+        tokens = decoding.align_logits(self.token_logits(hidden), lengths, *labels)          # (B, L, 2)
         spans = decoding.word_spans(tokens, token_word, even.shape[1])
         placed = ((spans[..., 0] >= 0) | (even[..., 0] < 0)).all(1)                  # all words have frames
         return torch.where(placed[:, None, None], decoding.close_gaps(spans, lengths), even), placed
@@ -277,7 +276,6 @@ class _SpeechModel(PreTrainedModel):
         if config.alpha_mode == "uncertainty":
             self.log_variances = nn.Parameter(torch.tensor([-math.log(config.alphas[t]) for t in tasks]))
         self.register_buffer("asr_nats", torch.tensor(float("inf")))    # running mean of CTC's loss per token
-        self.heard = None                                      # a list: the older form of return_states
         self.processor = None                                  # set by create_model and load_checkpoint
         self.post_init()
 
@@ -290,10 +288,6 @@ class _SpeechModel(PreTrainedModel):
     def token_logits(self, hidden):  # (B, T, H)
         "The transcript head's logits, computed a few frames or columns at a time; never (B, T, V) at once."
         return decoding.HeadLogits(hidden, self.asr.out.weight, self.asr.out.bias)
-
-    def mixes(self, layers):
-        "The older name of `mix_layers`."
-        return self.mix_layers(layers)
 
     def save_pretrained(self, folder, **kwargs):
         "Write weights, configuration and, where known, tokenizer and feature extractor."
@@ -316,8 +310,7 @@ class ProsodySER(_WordAlignment, _TaskWeights, _SpeechModel):
             if shared is not None:
                 layers = [s.view_as(s) for s in layers]
                 shared.extend(s for s in layers if s.requires_grad)
-            return self.mixes(layers)
-        shared = self.heard if shared is None else shared
+            return self.mix_layers(layers)
         if states is None:
             mixed, frames = self.backbone(audio, audio_lengths, mix)
         else:

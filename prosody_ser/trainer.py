@@ -33,7 +33,7 @@ from prosody_ser.data import (
 from .evaluation import LOWER_IS_BETTER, ctc_advice, score, write_predictions
 from .inference import decode_batch, half_precision, to_records
 from .model import Collator, merged_state
-from .run import history_from_log, log_main, log_once, read_best, swap_folder, write_history
+from .run import Run, history_from_log, log_main, log_once, swap_folder, write_history
 from .tracking import run_name, tracker_callbacks
 
 # %% ../nbs/09_trainer.ipynb #c011
@@ -176,12 +176,8 @@ class _TaskLosses:
     "The weighted loss of the model, with the loss of each task and its share of the gradient in the log."
     def _forward(self, model, inputs, with_states):
         "The model's output, and the backbone's hidden states where they are asked for, else none."
-        self.model.heard = [] if with_states else None
-        try:
-            out = model(**inputs)
-        finally:
-            states, self.model.heard = self.model.heard, None
-        return out, states or []
+        out = model(**inputs, return_states=True) if with_states else model(**inputs)
+        return out, list(out.hidden_states or [])
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         "The model's own weighted loss; in training its terms are kept for the log."
@@ -317,7 +313,7 @@ class KeepBest(_Checkpoints):
         self.sign = -1 if metric in LOWER_IS_BETTER else 1
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.best = read_best(Path(args.output_dir)/"best_model")               # of a run that is resumed
+        self.best = Run(args.output_dir).best                                   # of a run that is resumed
 
     def on_step_end(self, args, state, control, **kwargs):
         super().on_step_end(args, state, control, **kwargs)
@@ -491,15 +487,10 @@ class MTLTrainer(_DurationBatches, _LearningRates, _GradientShares, _TaskLosses,
         "Validation scores of the best epoch so far, a dict; None before the first validation."
         return self.selection.best
 
-    @property
-    def keep(self):
-        "The former name of `selection`."
-        return self.selection
-
     def restore(self, checkpoint):
         "Take over the state and best scores of a training that has ended, instead of going on with it."
         self.state = TrainerState.load_from_json(str(Path(checkpoint)/"trainer_state.json"))
-        self.selection.best = read_best(Path(self.args.output_dir)/"best_model")
+        self.selection.best = Run(self.args.output_dir).best
 
     def save_whole(self, folder):
         "Save the model as others load it, adapters merged; to be called on every process."
@@ -535,11 +526,3 @@ def build_trainer(
         trainer.remove_callback(bar)
     trainer.add_callback(_Progress(config.ctc))
     return trainer
-
-# %% ../nbs/09_trainer.ipynb #c045s
-def __getattr__(name):
-    "Former names of this module."
-    former = dict(FP16_PATIENCE=MTLTrainer.fp16_patience, cpu_has_bf16=_cpu_has_bf16,
-                  gradient_products=_gradient_products, gradient_shares=_norm_shares)
-    if name in former: return former[name]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
