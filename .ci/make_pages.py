@@ -22,6 +22,7 @@ RUNNABLE = {
     "gather": (GatherConfig, {}, ()),
 }
 TUTORIALS = ["00b_corpus", "05_ctc", "06b_inference"]          # pages that need nothing but the package and fastcore
+COLUMNS = 110                       # of a parameter's line; choices that make it longer are left to the error message
 BADGE, INSTALL = "[![Open in Colab]", "# On Colab"
 
 
@@ -74,8 +75,11 @@ def parameters(config_class, own, left_out):
             continue
         default = own.get(f.name, default_of(f))
         optional = default is None and not isinstance(f.type, UnionType)          # required: None stands for the demo
-        choices = f" ({', '.join(f.metadata['choices'])})" if "choices" in f.metadata else ""
-        lines.append(line(f.name, f.type | None if optional else f.type, default, f.metadata["help"] + choices + ("; None: the demo's" if optional else "")))
+        demo = "; None: the demo's" if optional else ""
+        kind, help = f.type | None if optional else f.type, f.metadata["help"]
+        short = line(f.name, kind, default, help + demo)
+        whole = line(f.name, kind, default, f"{help} ({', '.join(f.metadata.get('choices') or [])}){demo}")
+        lines.append(whole if f.metadata.get("choices") and len(whole) <= COLUMNS else short)
     return "\n".join(lines + [line(name, *what) for name, what in PAGE_PARAMETERS.items()])
 
 

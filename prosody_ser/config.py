@@ -116,7 +116,7 @@ class DecodingSettings:
     beam_width: int = setting(10, "beam search: prefixes that are kept")
     top_k: int = setting(20, "beam search: tokens of a frame that may extend a prefix")
     blank_skip: float | None = setting(
-        None, "beam search: frames with a blank posterior above this, such as 0.99, count as one")
+        None, "beam: frames with more blank than this (such as 0.99) count as one")
     lm_path: str | None = setting(None, "beam search: ARPA file of a word n-gram model, from prosody-ser lm")
     lm_weight: float = setting(0.6, "weight of the language model's log-probabilities")
     word_score: float = setting(1.0, "added for each word of the language model; above 0: more words")
@@ -141,12 +141,12 @@ def _check_decoding(config):
 @dataclass
 class _DataSettings:
     "What is read."
-    audio_base_path: str = setting(MISSING, "folder that audio_filepath in the manifests is relative to")
+    audio_base_path: str = setting(MISSING, "folder that audio_filepath is relative to")
     train_jsonl: str = setting(MISSING, "manifest to train on")
     val_jsonl: str = setting(MISSING, "manifest that the best epoch is chosen on")
     test_jsonl: str | None = setting(None, "manifest to score the best model on, once; default: no test")
     tokenizer_path: str | None = setting(
-        None, "SentencePiece .model file, trained if it does not exist; default: tok.model in save_dir")
+        None, "SentencePiece .model, trained if missing; default: save_dir/tok.model")
 
 @dataclass(kw_only=True)
 class _CorpusSettings:
@@ -157,22 +157,21 @@ class _CorpusSettings:
     tokenizer_type: str = setting(
         "bpe", "kind of its pieces; char suits small corpora", choices=["bpe", "unigram", "char"])
     character_coverage: float | None = setting(
-        None, "share of the characters that a new tokenizer covers; default: 0.995, all for char")
+        None, "share of characters with a piece; default: .995, all for char")
     retrain_tokenizer: bool = setting(False, "train the tokenizer anew, even if tokenizer_path exists")
 
 # %% ../nbs/01_config.ipynb #modelsettings
 @dataclass(kw_only=True)
 class _ModelSettings:
     "The backbone and its heads."
-    backbone: str = setting("whisper", "family of the shared encoder", choices=list(BACKBONES))
+    backbone: str = setting("whisper", "family of the encoder", choices=list(BACKBONES))
     backbone_path: str | None = setting(None, "hub id or folder of its weights; default: the usual ones")
     freeze_backbone: bool = setting(False, "train the heads only")
-    freeze_epochs: int = setting(
-        0, "epochs in which the heads learn alone before the backbone joins (Kumar et al. 2022); 0: together")
+    freeze_epochs: int = setting(0, "epochs in which the heads learn alone first (Kumar et al. 2022)")
     lora_rank: int = setting(
-        0, "train adapters of this rank instead of the backbone; try a --backbone_lr such as 1e-4; 0: off")
+        0, "rank of adapters trained instead of the backbone; try --backbone_lr 1e-4; 0: off")
     feature_cache: str | None = setting(
-        None, "folder for the features of a frozen backbone, computed once and shared by all runs")
+        None, "folder for a frozen backbone's features, computed once")
     whisper_tail_seconds: float = setting(0.0, "silence that Whisper hears after an utterance")
     max_seconds: float = setting(30.0, "longer utterances are heard in such chunks; Whisper: at most 30")
     layer_mix: bool = setting(True, "each head learns which layers to read; off: the last one")
@@ -196,7 +195,7 @@ class _LossSettings:
     class_weights: str = setting(
         "none", "balanced: each emotion counts alike, however rare", choices=["none", "balanced"])
     logit_adjustment: float = setting(
-        0.0, "how far the emotions' shares of the training set are taken out (Menon et al. 2021); 1: fully")
+        0.0, "how far class shares are taken out (Menon et al. 2021); 1: fully")
     focal_gamma: float = setting(0.0, "focal loss: what is told already counts less (Lin et al. 2017)")
     prosody_pos_weight: float = setting(1.0, "weight of prominent words; above 1 finds more of them")
 
@@ -212,7 +211,7 @@ class _CTCSettings:
     ctc_blank_threshold: float = _ctc("blank_threshold", "mean blank posterior at which the penalty begins")
     ctc_label_smoothing: float = _ctc("label_smoothing", "weight of label smoothing (KL to uniform)")
     ctc_confidence_penalty: float = _ctc("confidence_penalty", "weight of the confidence penalty")
-    ctc_reduction: str = _ctc("reduction", "how losses are reduced; the paper's code sums", choices=CTC_REDUCTIONS)
+    ctc_reduction: str = _ctc("reduction", "how losses are reduced; the paper: sum", choices=CTC_REDUCTIONS)
 
 # %% ../nbs/01_config.ipynb #optimsettings
 @dataclass(kw_only=True)
@@ -223,7 +222,7 @@ class _OptimiserSettings:
     head_lr: float = setting(5e-5, "learning rate of the heads")
     mix_lr: float | None = setting(None, "of the layer mixes; default: 50 times head_lr, at most 0.05")
     alpha_lr: float = setting(1e-2, "learning rate of learned weights of the losses")
-    lr_scheduler: str = setting("linear", "shape of the learning rates after warm-up",
+    lr_scheduler: str = setting("linear", "shape of the rates after warm-up",
                                 choices=["linear", "cosine", "constant_with_warmup"])
     warmup_ratio: float = setting(0.1, "share of the steps in which the learning rates rise")
     weight_decay: float = setting(0.01, "AdamW's weight decay")
@@ -235,7 +234,7 @@ class _OptimiserSettings:
     torch_compile: bool = setting(False, "compile the model; the first steps then take minutes")
     spec_augment: bool = setting(True, "mask stretches of time and frequency while training")
     speed_perturb: float = setting(
-        0.0, "0.1: hear training batches at 0.9, 1 or 1.1 times their speed (Ko et al. 2015); 0: off")
+        0.0, "0.1: train at 0.9, 1 or 1.1 times the speed (Ko et al. 2015); 0: off")
     seed: int = setting(0, "of weights, order of the data and dropout")
 
 # %% ../nbs/01_config.ipynb #batchsettings
@@ -247,7 +246,7 @@ class _BatchSettings:
     batching: str = setting("length", "batches of utterances of like length, or random ones",
                             choices=["length", "random"])
     balanced_sampling: float = setting(
-        0.0, "draw rare emotions more often: 1 as often as the most frequent one, 0.5 half way there, 0 not")
+        0.0, "draw rare emotions more often; 1: as often as the most frequent one")
     num_workers: int = setting(4, "processes that load audio; 0: the training process itself")
     pin_memory: bool = setting(True, "page-locked memory for faster copies to a GPU")
     prefetch_factor: int = setting(2, "batches that each loading process keeps ready")
@@ -257,7 +256,7 @@ class _RunSettings:
     "Which model is kept, what is written and when."
     save_dir: str = setting("checkpoints", "folder of the run: models, history, plots, results")
     select_by: str | None = setting(
-        None, "validation metric of the best epoch; default: ser/macro_f1, else asr/wer, else prosody/f1",
+        None, "chooses the epoch; default: ser/macro_f1, else asr/wer, else prosody/f1",
         choices=_SELECTION_METRICS)
     early_stopping_patience: int = setting(10, "epochs without a better score before the end; 0: never")
     refit: bool = setting(
@@ -286,7 +285,7 @@ class _StudySettings:
     "The study over the weights of the auxiliary losses."
     run_ablation_study: bool = setting(False, "train once for each alpha, then with the best on validation")
     ablation_alphas: list[float] = setting([0.0, 0.001, 0.01, 0.1, 1.0], "weights of the auxiliary losses")
-    ablation_mode: str = setting("joint", "one alpha for both auxiliary tasks, that of one, or every pair",
+    ablation_mode: str = setting("joint", "both alphas as one, one alone, or every pair",
                                  choices=["joint", "asr", "prosody", "grid"])
     ablation_epochs: int = setting(5, "epochs of each run of the study")
     ablation_seeds: int = setting(1, "runs of each alpha, with seeds seed, seed + 1, ...")
@@ -421,10 +420,10 @@ PATH_SETTINGS = {"audio_base_path", "train_jsonl", "val_jsonl", "test_jsonl", "t
 class EvaluateConfig(DecodingSettings):
     "Settings of an evaluation."
     checkpoint_path: str = setting(MISSING, "best_model folder, best_model.pt, or hub id")
-    audio_base_path: str = setting(MISSING, "folder that audio_filepath in the manifest is relative to")
+    audio_base_path: str = setting(MISSING, "folder that audio_filepath is relative to")
     test_jsonl: str = setting(MISSING, "manifest to score")
     tokenizer_path: str | None = setting(
-        None, "tokenizer of that run, checked against the checkpoint's; default: the checkpoint's own")
+        None, "checked against the checkpoint's tokenizer; default: that one")
     batch_size: int = setting(8, "utterances at a time")
     output_dir: str = setting("eval_results", "folder of the report")
     use_amp: bool = setting(True, "16-bit arithmetic where the GPU has it")
