@@ -351,7 +351,7 @@ def _backbone_contradictions(c):
 def _learned_weights_contradictions(c):
     "Those about learned weights of the losses."
     if c.alpha_mode == "fixed" and "alpha_lr" in non_defaults(c):
-        yield "--alpha_lr is for learned weights of the losses. Add --alpha_mode uncertainty, or leave it out."
+        yield "--alpha_lr is for learned weights of losses. Add --alpha_mode uncertainty, or leave it out."
     if c.alpha_mode == "fixed": return
     if zero := [t for t in c.tasks if not c.alphas[t]]:
         yield (f"--alpha_mode uncertainty starts from the given weights, and --alpha_{zero[0]} 0 has no "
