@@ -51,6 +51,8 @@ from prosody_ser.evaluation import (
     score,
     write_predictions,
 )
+
+# %% ../nbs/10_ablation_study.ipynb #imports2
 from prosody_ser.run import (
     changed_settings,
     check_resume,
@@ -127,7 +129,7 @@ def run_all(
         try:
             results.append((train or _train_or_read)(run))
         except Exception as e:
-            if _processes() > 1 and not isinstance(e, TrainingError): raise
+            if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not isinstance(e, TrainingError): raise
             failures.append(_note_failure(name, run, e))
         gc.collect()                      # the next run gets the memory that this one held
         torch.cuda.empty_cache()
@@ -136,9 +138,6 @@ def run_all(
     return results, failures
 
 # %% ../nbs/10_ablation_study.ipynb #runallb
-def _processes():
-    return int(os.environ.get("WORLD_SIZE", 1))
-
 def _note_failure(name, run, error):
     "Leave the traceback in the run's folder."
     text = f"{type(error).__name__}: {error}"
@@ -227,17 +226,18 @@ def _plot_runs(runs, by, labels, titles, best=None, published=None):
     "One line a group: runs grey, mean and spread, floor dotted; titles: score -> title. Returns the figure."
     import matplotlib.pyplot as plt
     labels = [textwrap.fill(label, 44, max_lines=4, placeholder=" ...") for label in labels]
-    size = 3.4 + 2.2 * len(titles), 1.1 + .2 * sum(1 + max(1, label.count("\n")) for label in labels)
+    size = 2.6 + 1.7 * len(titles), 1.1 + .2 * sum(1 + max(1, label.count("\n")) for label in labels)
     fig, axes = plt.subplots(1, len(titles), figsize=size, layout="constrained", sharey=True, squeeze=False)
     for ax, (key, title) in zip(axes[0], titles.items(), strict=True):
         for y, row in enumerate(group_runs(runs, by, [key]).to_dict("records")):
             same = _groups(runs, by)[y][key]
             ax.plot(same, [y] * len(same), ".", color="0.7", ms=6)
             _draw_mean(ax, y, row, key, "tab:green" if y == best else "tab:blue")
-        if key in (published or {}):
+        if published is not None and key in published:
             ax.plot(published[key], range(len(labels)), "s", color="0.75", ms=4)
-        ax.set_title(title + ("\nlower is better" if key in LOWER_IS_BETTER else ""), fontsize=9)
+        ax.set_title(title + ("\nlower is better" if key in LOWER_IS_BETTER else ""), fontsize=8)
         ax.grid(axis="x", alpha=.3)
+        ax.tick_params(axis="x", labelsize=7)
     axes[0, 0].set_yticks(range(len(labels)), labels, fontsize=8)
     axes[0, 0].set_ylim(len(labels) - .5, -.5)
     return fig
@@ -312,6 +312,7 @@ class _AlphaStudy:
         self.table = group_runs(self.runs, self.by, scores).rename(columns=dict(runs="seeds"))
         self.whole = self.table[self.table["seeds"] == self.table["seeds"].max()] if results else self.table
         self.best = _best(self.whole[metric], metric) if results else None       # None: every run failed
+        self.published = mode in ("joint", "asr") and "asr/wer" in scores        # the paper varied that, too
         self.chosen = _alpha_settings(mode, *self.table.loc[self.best, self.by]) if results else None
 
     def warning(self):
@@ -332,10 +333,6 @@ _SOURCE = "Cai et al. 2021: IEMOCAP, wav2vec2-base; other speech, another model,
 _PAPER = pd.DataFrame({"alpha": [0, .001, .01, .1], "ser/wa": [.7166, .7397, .7634, .7815],
                        "asr/wer": [.998, .223, .201, .193]})
 
-def _has_published(study):
-    "Whether the study varies what the paper varied."
-    return study.mode in ("joint", "asr") and "asr/wer" in study.table
-
 def _study_markdown(study, failures=(), warning=""):
     "Scores, how sure the choice is, shares of the gradient, the paper's figures, what failed."
     heads = _VARIED[study.mode] | {"seeds": "seeds"}
@@ -345,7 +342,7 @@ def _study_markdown(study, failures=(), warning=""):
     if any(k in study.table for k in _SHARES):
         parts += ["Shares of the gradient that reaches the backbone, and its direction, in training:",
                   part(study.table, heads | _SHARES)]
-    if _has_published(study):
+    if study.published:
         parts += [f"Published, not measured here ({_SOURCE}):",
                   part(_PAPER, {"alpha": "α transcript", "ser/wa": "accuracy", "asr/wer": "WER"})]
     failed = [f"- {f['name']}: {f['error'].splitlines()[0]}" for f in failures]
@@ -357,7 +354,7 @@ def _plot_study(study):
     titles = {k: METRIC_NAMES[k] for k in (study.metric, "ser/wa", "asr/wer", "prosody/f1")} | shares
     titles = {k: v for k, v in titles.items() if k in study.table}
     titles[study.metric] += " (chooses)"
-    published = _PAPER.set_index("alpha").reindex(study.table["alpha"]) if _has_published(study) else None
+    published = _PAPER.set_index("alpha").reindex(study.table["alpha"]) if study.published else None
     labels = _labels(study.table, _VARIED[study.mode])
     fig = _plot_runs(study.runs, study.by, labels, titles, study.best, published)
     if published is not None:
@@ -521,7 +518,7 @@ def run_crossval(
     only=None, # numbers of the folds to run now, for a cluster's array of jobs; None: all
 ) -> dict:     # metric -> dict(folds, pooled, floor, low, high); {} while folds are missing
     "Run the folds that are not finished, then sum up. Raises `TrainingError` where runs failed."
-    if _processes() > 1:
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ConfigError("crossval runs in one process. To use many GPUs start one job a fold (--only 0, "
                           "--only 1, ...); the last one sums up.")
     runs, folder = _fold_variants(config, folds, seeds), Path(config.save_dir)
