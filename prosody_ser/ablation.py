@@ -207,9 +207,10 @@ def _texts(frame, heads):
     return list(heads.values()), [[_text(row, k) for k in heads] for row in frame.to_dict("records")]
 
 def _labels(frame, heads):
-    "The settings of each row as one text."
+    "The settings of each row, a line each."
     rows = [map(" ".join, zip(heads.values(), row, strict=True)) for row in _texts(frame, heads)[1]]
-    return [", ".join(pairs) or "all runs" for pairs in rows]
+    rows = [[textwrap.fill(pair, 44, max_lines=3, placeholder=" ...") for pair in row] for row in rows]
+    return ["\n".join(row) or "all runs" for row in rows]
 
 def _markdown(head, rows):
     "Texts as a Markdown table."
@@ -225,8 +226,7 @@ def _best(scores, metric):
 def _plot_runs(runs, by, labels, titles, best=None, published=None):
     "One line a group: runs grey, mean and spread, floor dotted; titles: score -> title. Returns the figure."
     import matplotlib.pyplot as plt
-    labels = [textwrap.fill(label, 44, max_lines=4, placeholder=" ...") for label in labels]
-    size = 2.6 + 1.7 * len(titles), 1.1 + .2 * sum(1 + max(1, label.count("\n")) for label in labels)
+    size = 2.6 + 1.7 * len(titles), 1.1 + .2 * sum(1.5 + label.count("\n") for label in labels)
     fig, axes = plt.subplots(1, len(titles), figsize=size, layout="constrained", sharey=True, squeeze=False)
     for ax, (key, title) in zip(axes[0], titles.items(), strict=True):
         for y, row in enumerate(group_runs(runs, by, [key]).to_dict("records")):
@@ -373,7 +373,7 @@ def run_ablation(
     if not results:
         first = failures[0]["error"]
         raise TrainingError(f"all {len(runs)} runs of the study failed; the first one: {first}\n{folder}/"
-                            "ablation_results.json has every error. Mend the cause and start the study again.")
+                            "ablation_results.json has every error. Mend the cause and start it again.")
     study = _AlphaStudy(results, config.ablation_mode, selection_metric(config))
     warning = study.warning()
     if is_main_process():
