@@ -293,13 +293,13 @@ class Run(_Checkpoints):
         own = {k: self.settings[k] for k in DECODING_SETTINGS}
         if settings.get("decode_method", own["decode_method"]) != own["decode_method"]:
             own = {}
-        base = audio_base_path or getattr(manifest, "audio_base_path", self.settings["audio_base_path"])
+        known = getattr(manifest, "audio_base_path", None) or self.settings["audio_base_path"]
         with tempfile.TemporaryDirectory() as folder:
             if not isinstance(manifest, str | Path):
                 write_manifest(manifest, Path(folder)/"rows.jsonl")
                 manifest = Path(folder)/"rows.jsonl"
             places = dict(checkpoint_path=self.best_model, tokenizer_path=self.best_model/"tokenizer.model",
-                          audio_base_path=base, test_jsonl=manifest,
+                          audio_base_path=audio_base_path or known, test_jsonl=manifest,
                           output_dir=output_dir or Path(folder)/"report")
             given = {k: str(v) for k, v in places.items()} | own | settings
             return evaluate_checkpoint(from_parameters(EvaluateConfig, given))

@@ -188,9 +188,8 @@ def build_model(
     if config.lora_rank:
         add_lora(model, config.lora_rank)
     if config.gradient_checkpointing:          # the older of its two names leaves with transformers 6
-        older = model.gradient_checkpointing_enable
-        enable = getattr(model, "activation_checkpointing_enable", older)
-        enable(dict(use_reentrant=False))
+        on = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        on(dict(use_reentrant=False))
     return model
 
 # %% ../nbs/09b_training.ipynb #cache2
