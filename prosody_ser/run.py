@@ -11,7 +11,6 @@ import glob
 import json
 import os
 import shutil
-import tempfile
 from contextlib import suppress
 from dataclasses import asdict, fields
 from functools import cache
@@ -30,15 +29,14 @@ from prosody_ser.config import (
     LOGGING_SETTINGS,
     PATH_SETTINGS,
     ConfigError,
-    EvaluateConfig,
     TrainConfig,
     default_of,
-    from_parameters,
     non_defaults,
 )
-from .data import read_manifest, rows_digest, write_manifest
-from .evaluate import evaluate_checkpoint, metrics_rows, table_html
+from .data import read_manifest, rows_digest
+from .evaluate import Scores, evaluate_model, metrics_rows, table_html
 from .evaluation import read_predictions
+from .model import load_checkpoint
 
 # %% ../nbs/08_run.ipynb #c007
 class _Files:
@@ -287,22 +285,21 @@ class Run(_Checkpoints):
     def evaluate(self,
                  manifest,             # file, or list of Utterance
                  audio_base_path=None, # folder of its audio; None: the manifest's own, else the run's
-                 output_dir=None,      # folder for a report; None: none is kept
-                 **settings) -> dict:  # of EvaluateConfig; the decoder's are otherwise those of the run
-        "Scores of the best model on other speech."
+                 output_dir=None,      # folder of the report; None: evaluation_NAME in the run folder
+                 **settings) -> Scores: # of EvaluateConfig; the decoder's are otherwise those of the run
+        "Scores of the best model on other speech, and a report of them."
         own = {k: self.settings[k] for k in DECODING_SETTINGS}
         if settings.get("decode_method", own["decode_method"]) != own["decode_method"]:
             own = {}
-        known = getattr(manifest, "audio_base_path", None) or self.settings["audio_base_path"]
-        with tempfile.TemporaryDirectory() as folder:
-            if not isinstance(manifest, str | Path):
-                write_manifest(manifest, Path(folder)/"rows.jsonl")
-                manifest = Path(folder)/"rows.jsonl"
-            places = dict(checkpoint_path=self.best_model, tokenizer_path=self.best_model/"tokenizer.model",
-                          audio_base_path=audio_base_path or known, test_jsonl=manifest,
-                          output_dir=output_dir or Path(folder)/"report")
-            given = {k: str(v) for k, v in places.items()} | own | settings
-            return evaluate_checkpoint(from_parameters(EvaluateConfig, given))
+        rows = read_manifest(manifest) if isinstance(manifest, str | Path) else manifest
+        name = Path(getattr(rows, "path", None) or "rows").stem
+        known = getattr(rows, "audio_base_path", None) or self.settings["audio_base_path"]
+        return evaluate_model(load_checkpoint(self.best_model), rows, audio_base_path or known,
+                              output_dir or self.folder/f"evaluation_{name}", **(own | settings))
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        shown = {"text/html": self._repr_html_(), "text/plain": repr(self)}
+        return shown | ({FACTS: _facts_of_folder(self.folder)} if self.is_finished else {})
 
     __repr__, _repr_html_ = _as_text, _as_html
 
@@ -494,25 +491,3 @@ def _runs_below(folder):
     if any(f.is_file() for f in (run.settings_file, run.results_file, run.history_file)): return [folder]
     inner = [p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")]
     return sorted(folder.glob("*.ipynb")) + [r for p in inner for r in _runs_below(p)]
-
-# %% ../nbs/08_run.ipynb #oldnames
-# Names that other modules still call; each goes when its last caller has been moved to Run.
-run_facts = notebook_facts = read_facts
-is_complete_checkpoint = _is_complete
-
-def read_best(folder):
-    "Scores of the model in best_model."
-    return Run(Path(folder).parent).best
-
-def changed_settings(config, path):
-    "Run.changed_settings, by the path of its train_config.json."
-    return Run(Path(path).parent).changed_settings(config)
-
-def same_settings(config, path):
-    "Run.same_settings, by the path of its train_config.json."
-    return Run(Path(path).parent).same_settings(config)
-
-def check_resume(config):
-    "Run.check_resume, where there is something to resume."
-    if config.resume:
-        Run(config.save_dir).check_resume(config)
