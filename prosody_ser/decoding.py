@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DECODERS', 'USABLE_NATS', 'USABLE_TOKENS', 'HeadLogits', 'greedy_decode', 'blank_stats', 'beam_decode', 'LMError',
            'train_lm', 'WordLM', 'decoder_options', 'align_logits', 'label_emissions', 'forced_align', 'word_spans',
-           'uniform_spans', 'close_gaps']
+           'uniform_spans', 'close_gaps', 'align_words']
 
 # %% ../nbs/05b_decoding.ipynb #imports
 import gzip
@@ -251,11 +251,8 @@ class LMError(ValueError):
 
 def _count_ngrams(sentences, order):  # lists of words -> a Counter for each order
     "How often an n-gram of the highest order or at a sentence's start occurs; how many words others follow"
-    counts = [Counter() for _ in range(order)]
-    for words in sentences:
-        s = "<s>", *words, "</s>"
-        for k, seen in enumerate(counts, 1):
-            seen.update(s[i:i + k] for i in range(len(s) - k + 1))
+    padded = [("<s>", *words, "</s>") for words in sentences]
+    counts = [Counter(s[i:i + k] for s in padded for i in range(len(s) - k + 1)) for k in range(1, order + 1)]
     for k in range(order - 1):
         follows = Counter(g[1:] for g in counts[k + 1])
         counts[k] = Counter({g: n if g[0] == "<s>" else follows[g] for g, n in counts[k].items()})
@@ -371,9 +368,7 @@ class WordLM:
 
     def extend(self, prefix, token):
         "The prefix that is longer by a token"
-        state, word = prefix
-        if self.begins_word[token]:
-            state, word = self._after(state, word)[1], ""
+        state, word = (self._after(*prefix)[1], "") if self.begins_word[token] else prefix
         return state, word + self.texts[token]
 
     def _after(self, state, word):
@@ -530,6 +525,23 @@ def close_gaps(
     first = torch.where(before > 0, (before + start + 1) // 2, 0)
     last = torch.maximum((end + after + 1) // 2, first + 1)
     return torch.stack([first, last], -1).masked_fill(~real[..., None], -1)
+
+# %% ../nbs/05b_decoding.ipynb #alignwords
+def align_words(
+    logits,         # a tensor (B, T, V) or HeadLogits
+    frame_lengths,  # valid frames (B,)
+    targets,        # token ids, padded with -100 (B, L)
+    target_lengths, # valid tokens (B,)
+    token_word,     # word index of each token, padded with -100 (B, L)
+    word_counts,    # words of each utterance (B,)
+    blank=4,        # blank id
+):               # frames of each word (B, W, 2), -1 for padding; True where they come from the alignment (B,)
+    "Frames of each word by forced alignment, up to its neighbours; an even split of rows that have none"
+    even = uniform_spans(frame_lengths, word_counts, max(1, int(word_counts.max())))
+    tokens = align_logits(logits, frame_lengths, targets, target_lengths, blank)                # (B, L, 2)
+    spans = word_spans(tokens, token_word, even.shape[1])
+    aligned = ((spans[..., 0] >= 0) | (even[..., 0] < 0)).all(1)            # (B,)
+    return torch.where(aligned[:, None, None], close_gaps(spans, frame_lengths), even), aligned
 
 # %% ../nbs/05b_decoding.ipynb #usable
 USABLE_NATS = 1.5      # CTC loss per token under which its alignment places words better than an even split
