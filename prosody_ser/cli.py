@@ -196,7 +196,7 @@ def _compare(config):
 
 def _gather(config):
     from prosody_ser.ablation import compare_runs, comparison_table
-    table = comparison_table(*compare_runs(config.runs, config.out, config.ignore))
+    table = comparison_table(compare_runs(config.runs, config.out, config.ignore))
     print(f"{table}\n\n{Path(config.out)/'comparison.md'}")
 
 # %% ../nbs/12_cli.ipynb #predictcmd

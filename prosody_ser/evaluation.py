@@ -6,8 +6,8 @@
 __all__ = ['METRIC_NAMES', 'LOWER_IS_BETTER', 'ser_metrics', 'with_emotion', 'plot_confusion', 'confidences', 'calibration_error',
            'plot_calibration', 'fit_temperature', 'at_temperature', 'calibrate', 'risk_coverage', 'aurc',
            'confidence_metrics', 'plot_abstention', 'edit_counts', 'normalise', 'asr_metrics', 'ctc_advice',
-           'prosody_metrics', 'score', 'bootstrap_groups', 'intervals', 'describe_intervals', 'mean_sd',
-           'paired_difference', 'write_predictions', 'read_predictions']
+           'prosody_metrics', 'score', 'bootstrap_groups', 'intervals', 'describe_intervals', 'group_runs',
+           'run_groups', 'paired_difference', 'write_predictions', 'read_predictions']
 
 # %% ../nbs/07_evaluation.ipynb #imports
 import json
@@ -483,11 +483,37 @@ def describe_intervals(
     return "95 % intervals: " + "; ".join(f"{', '.join(tasks)} by {text}" for text, tasks in same.items())
 
 # %% ../nbs/07_evaluation.ipynb #c009
-def mean_sd(
-    values, # of several seeds, or folds
-) -> tuple: # mean; standard deviation (n - 1), None for a single value
-    "Mean and standard deviation."
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+def group_runs(
+    runs,   # DataFrame, one row a run
+    by,     # columns of the settings that differ
+    scores, # columns to average
+) -> pd.DataFrame: # settings, number of runs; each score, its _sd and _floor, _low and _high of a single run
+    "One row for the runs that share their settings."
+    rows = []
+    for same in run_groups(runs, by):
+        row = {k: same[k].iloc[0] for k in by} | dict(runs=len(same))
+        for k in scores:
+            row |= {k: same[k].mean(), f"{k}_sd": same[k].std()}
+            parts = ("_low", "_high", "_floor") if same[k].count() == 1 else ("_floor",)
+            row |= {k + part: same[k + part].mean() for part in parts if k + part in same}
+        rows.append(row)
+    columns = {k: [row.get(k, np.nan) for row in rows] for row in rows for k in row}
+    return pd.DataFrame({k: pd.Series(v, dtype=object if k in by else None) for k, v in columns.items()})
+
+def run_groups(
+    runs, # DataFrame, one row a run
+    by,   # columns of the settings that differ
+) -> list: # of DataFrames
+    "The runs of each combination of settings, in the order of these."
+    groups = {}
+    for i, values in enumerate(runs[by].values.tolist()):
+        groups.setdefault(json.dumps(list(map(_sort_key, values))), []).append(i)
+    return [runs.iloc[groups[key]] for key in sorted(groups, key=json.loads)]
+
+def _sort_key(value):
+    "None, numbers, texts, then lists."
+    if value is None: return [0, 0]
+    return [1, value] if isinstance(value, int | float) else [2 + isinstance(value, list), json.dumps(value)]
 
 # %% ../nbs/07_evaluation.ipynb #pair0
 def paired_difference(

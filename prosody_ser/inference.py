@@ -38,7 +38,8 @@ _SMALL = "font-size:.8em;opacity:.75"
 
 def _bars_html(probabilities):
     "A bar for each emotion, the likeliest first."
-    return "".join(f'<div style="{_ROW}"><span>{escape(name)}</span><span><span style="{_BAR};'
+    bar = f'<div class="pser-bar" style="{_ROW}">'
+    return "".join(f'{bar}<span>{escape(name)}</span><span><span style="{_BAR};'
                    f'width:{100 * p:.1f}%"></span></span><span>{p:.2f}</span></div>'
                    for name, p in sorted(probabilities.items(), key=lambda item: -item[1]))
 
@@ -47,7 +48,8 @@ def _word_html(word):
     p = word.get("prominence", 0.0)
     style = f"{_WORD};background:rgba(240,140,30,{.55 * p:.2f});font-weight:{700 if p > .5 else 400}"
     note = f"{word['start']:.2f} s" + (f" · {p:.2f}" if "prominence" in word else "")
-    return f'<span style="{style}">{escape(word["word"])}<br><span style="{_SMALL}">{note}</span></span>'
+    small = f'<br><span style="{_SMALL}">{note}</span>'
+    return f'<span class="pser-word" style="{style}">{escape(word["word"])}{small}</span>'
 
 def _player_html(samples):
     "A player with the sound inside, as FLAC."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FACTS', 'Run', 'swap_folder', 'recover_swap', 'archive_previous_run', 'is_main_process', 'main_first', 'log_main',
-           'log_once', 'history_from_log', 'write_history', 'plot_history', 'read_facts', 'find_runs']
+           'log_once', 'history_from_log', 'write_history', 'plot_history', 'read_facts', 'find_runs', 'read_runs']
 
 # %% ../nbs/08_run.ipynb #imports
 import glob
@@ -491,3 +491,43 @@ def _runs_below(folder):
     if any(f.is_file() for f in (run.settings_file, run.results_file, run.history_file)): return [folder]
     inner = [p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")]
     return sorted(folder.glob("*.ipynb")) + [r for p in inner for r in _runs_below(p)]
+
+# %% ../nbs/08_run.ipynb #compared
+_NOT_COMPARED = LOGGING_SETTINGS | EXECUTION_SETTINGS | {
+    "seed", "tokenizer_path", "feature_cache", "grad_share_steps", "torch_compile", "run_ablation_study"}
+
+def _compared_settings(settings, ignore=()):
+    "What makes a run what it is, but for its seed."
+    known = {f.name: default_of(f) for f in fields(TrainConfig)} | settings
+    for k in ("audio_base_path", "train_jsonl", "val_jsonl", "test_jsonl"):
+        known[k] = known[k] and os.path.realpath(known[k])            # one place may be called by many names
+    left_out = {*_NOT_COMPARED, *ignore} | ({"alpha_lr"} if known["alpha_mode"] == "fixed" else set())
+    return {k: v for k, v in known.items() if k not in left_out and not k.startswith("ablation_")}
+
+# %% ../nbs/08_run.ipynb #readruns
+def read_runs(
+    paths,     # run folders, folders of them, patterns, executed notebooks
+    ignore=(), # names of settings that are not compared
+):             # facts of the runs, each once, with path and compared; dict: path -> why it was left out
+    "Facts of all finished runs. Raises ConfigError where there is none."
+    found, left_out = {}, {}
+    for p in sorted(find_runs(paths), key=lambda p: p.suffix == ".ipynb"):    # after its run folder
+        study = p.parent.parent
+        if p.match("fold_*/seed_*") and not any(study in Path(path).parents for path in paths):
+            left_out[str(study)] = "a cross-validation: its table is in crossval.md"
+            continue
+        try:
+            facts = read_facts(p) | dict(path=str(p))
+        except (ConfigError, OSError) as e:
+            left_out[str(p)] = str(e)
+            continue
+        if (p/"ablation").is_dir():
+            left_out[str(p/"ablation")] = "the runs of a study; name that folder to compare them"
+        facts["compared"] = _compared_settings(facts["settings"], ignore)
+        same = found.setdefault(json.dumps([facts["compared"], facts["settings"].get("seed", 0)]), facts)
+        if same is not facts and p.is_dir():
+            left_out[str(p)] = f"the same settings and seed as {same['path']}"
+    if not found:
+        why = [f"{p}: {reason}" for p, reason in left_out.items()]
+        raise ConfigError("\n  ".join(["no finished run there.", *why]))
+    return list(found.values()), left_out

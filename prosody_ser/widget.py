@@ -7,9 +7,7 @@ __all__ = ['Recorder', 'Listener', 'Explorer']
 
 # %% ../nbs/11_widget.ipynb #imports
 import io
-import json
 import tempfile
-from base64 import b64encode
 from contextlib import suppress
 from functools import wraps
 from html import escape
@@ -17,31 +15,18 @@ from pathlib import Path
 
 import anywidget
 import ipywidgets as W
-import soundfile as sf
 import traitlets
 
-from .data import SAMPLING_RATE, ManifestError, load_audio
-from .evaluate import CARD_STYLE, card_html, metrics_rows, players, table_html
-from .evaluation import plot_confusion, read_predictions, score, with_emotion
+from .config import ConfigError
+from .data import ManifestError, load_audio
+from .evaluate import card_html, metrics_rows, players, show_html, table_html
+from .evaluation import plot_confusion, score, with_emotion
 from .inference import Predictor
-from .run import plot_history
+from .run import Run
 
 # %% ../nbs/11_widget.ipynb #c006
-_STYLE = f"""<style>{CARD_STYLE}
-.pser {{ font-size: 14px; line-height: 1.5 }}
-.pser .note, .pser small {{ color: #667080; font-size: 12px }}
-.pser h3 b {{ color: #1f5fa8 }} .pser p {{ margin: .3em 0 }} .pser audio, .pser .bar {{ max-width: 34em }}
-.pser .timed {{ display: inline-block; text-align: center; margin: 0 .3em .4em 0; padding: 0 .3em;
-  border-radius: 4px; vertical-align: bottom; line-height: 1.3; overflow-wrap: anywhere }}
-.pser .timed.prominent {{ font-weight: 700 }}
-.pser .timed small {{ display: block; font-size: 11px; font-weight: 400 }}
-.pser table {{ border-collapse: collapse }} .pser th {{ color: #667080; font-weight: 600 }}
-.pser th, .pser td {{ text-align: right; padding: .1em .7em; white-space: nowrap }}
-.pser th:first-child, .pser td:first-child {{ text-align: left; padding-left: 0 }}
-</style>"""
-
 def _styled(html):
-    return f'{_STYLE}<div class="pser">{html}</div>'
+    return show_html(html).data
 
 def _warning(text):
     return _styled(f'<p class="warn">{escape(str(text))}</p>')
@@ -142,41 +127,10 @@ class Recorder(anywidget.AnyWidget):
     seconds = traitlets.Int(60, help="a recording stops after this").tag(sync=True)
 
 # %% ../nbs/11_widget.ipynb #c010
-def _bars_html(probabilities):
-    "Probabilities of the emotions as bars, the most probable first and in colour."
-    bars = []
-    for i, (name, p) in enumerate(sorted(probabilities.items(), key=lambda x: -x[1])):
-        colour = ' class="true"' if i == 0 else ""
-        bars.append(f'<div class="bar"><span>{escape(name)}</span><i style="width:{55 * p:.1f}%"{colour}></i>'
-                    f"<b>{100 * p:.0f} %</b></div>")
-    return "".join(bars)
-
-def _word_html(word):
-    "A word of a Predictor's answer with its time, marked by its prominence where there is such a head."
-    p, times = word.get("prominence", 0), f"{word['start']:.2f} to {word['end']:.2f} s"
-    kind = "timed prominent" if word.get("prominent") else "timed"
-    look = f"font-size:{1 + .6 * p:.2f}em;background:rgba(240,140,30,{.8 * p:.2f})"
-    title = times + (f", prominence {p:.2f}" if "prominence" in word else "")
-    return (f'<span class="{kind}" style="{look}" title="{title}">{escape(word["word"])}'
-            f'<small>{word["start"]:.2f} s</small></span>')
-
-def _player_html(samples):
-    "A player of samples (S,) at 16 kHz, the sound within the page as FLAC."
-    file = io.BytesIO()
-    sf.write(file, samples.clip(-1, 1), SAMPLING_RATE, format="FLAC", subtype="PCM_16")
-    return f'<audio controls src="data:audio/flac;base64,{b64encode(file.getvalue()).decode()}"></audio>'
-
-def _answer_html(answer, samples):
-    "A Predictor's answer about samples (S,)."
-    parts = [f'<h3>heard as <b>{escape(answer["emotion"])}</b></h3>'] if "emotion" in answer else []
-    parts += [_player_html(samples), _bars_html(answer.get("probabilities", {}))]
-    if "words" in answer:
-        words = "".join(map(_word_html, answer["words"]))
-        parts.append(f"<p>{words}</p>" if words else '<p><span class="note">(no words)</span></p>')
-    note = f'{answer["seconds"]:.2f} s'
-    if answer.get("words") and not answer.get("aligned", True):
-        note += "; CTC could not align the words, their times are an even split"
-    return _styled("".join(parts) + f'<p class="note">{note}</p>')
+def _answer_html(answer):
+    "A Predictor's answer; it knows how it looks."
+    head = f"<h3>heard as <b>{escape(answer.emotion)}</b></h3>" if answer.emotion else ""
+    return _styled(head + answer._repr_html_())
 
 # %% ../nbs/11_widget.ipynb #c011
 def _decode(data, name):
@@ -210,10 +164,9 @@ class Listener(W.VBox):
         "Show the model's answer; result keeps it for Python."
         self.result, self.view.value = None, _styled('<p class="note">listening ...</p>')
         try:
-            samples = _decode(data, name)
-            self.result = self.predict(samples)
+            self.result = self.predict(_decode(data, name))
         finally:
-            self.view.value = "" if self.result is None else _answer_html(self.result, samples)
+            self.view.value = "" if self.result is None else _answer_html(self.result)
 
     def _recorded(self, widget, content, buffers):
         if content.get("kind") == "wav":
@@ -228,24 +181,11 @@ class Listener(W.VBox):
         self.upload.value = ()                               # the same file may be chosen again
 
 # %% ../nbs/11_widget.ipynb #c013
-class _Run:
-    "The files of a training run."
-    def __init__(self, folder):
-        self.folder = Path(folder)
-        self.settings, self.history = (json.loads((self.folder/name).read_text(encoding="utf-8"))
-                                       for name in ("train_config.json", "training_history.json"))
-        self.metric, self.best = self.history["metric"], self.history.get("best")
-
-    def predictions(self, split):
-        "Records of the test set or of validation. Raises `FileNotFoundError` where the run has left none."
-        files = dict(test="test/predictions.jsonl", validation="validation_predictions.jsonl")
-        return read_predictions(self.folder/files[split])
-
 def _find_runs(folder):
     "The runs of a study by (name, seed), the final model first. Raises `FileNotFoundError` without any."
     places = [p.parent for p in sorted(Path(folder).rglob("training_history.json"))]
     places = [p for p in places if "/earlier-" not in f"/{p.relative_to(folder).as_posix()}"]
-    runs = [_Run(p) for p in places if (p/"train_config.json").exists()]
+    runs = [Run(p) for p in places if (p/"train_config.json").exists()]
     if not runs:
         raise FileNotFoundError(f"{folder}: no run there. Name the --save_dir of a training, a study or a "
                                 "cross-validation; each run in it holds a training_history.json.")
@@ -281,7 +221,7 @@ def _predictions(run):
     "Split -> records, of the splits that the run has predicted."
     found = {}
     for split in ("test", "validation"):
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, ConfigError):
             found[split] = run.predictions(split)
     return found
 
@@ -360,7 +300,7 @@ class Explorer(_Controls):
     @_shows_errors
     def _run_chosen(self, change=None):
         self.facts.value = _history_html(self.run)
-        self.curves.value = _png(plot_history(self.run.history)) if self.run.best else b""
+        self.curves.value = _png(self.run.plot_history()) if self.run.best else b""
         self.found = _predictions(self.run)
         self._offer(self.split, list(self.found))
 
