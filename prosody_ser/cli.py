@@ -99,7 +99,7 @@ def _demo(config):
     from prosody_ser.corpus import make_demo_corpus
     make_demo_corpus(Path(config.save_dir)/"corpus", seed=config.seed)
     more = dict(num_epochs=config.num_epochs, seed=config.seed, retrain_tokenizer=True)
-    _train(demo_config(config.save_dir, **more))
+    train_and_report(demo_config(config.save_dir, **more))
 
 # %% ../nbs/12_cli.ipynb #traincmd
 def train_and_report(
@@ -124,15 +124,8 @@ def _output_files(folder):
     found = {name: os.path.join(folder, file) for name, file in files.items()}
     return "\n".join(f"{name:18}{path}" for name, path in found.items() if os.path.exists(path))
 
-def _train(config):
-    train_and_report(config)
-    if int(os.environ.get("RANK", 0)):          # threads of the process group can abort a Python that ends
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
-
 def _ablation(config):
-    _train(replace(config, run_ablation_study=True))
+    train_and_report(replace(config, run_ablation_study=True))
 
 def _evaluate(config):
     from prosody_ser.evaluate import evaluate_checkpoint, metrics_table
@@ -144,8 +137,7 @@ class _CrossvalConfig:
     "Train and test once for each fold of speakers, and sum up."
     manifests: list[str] | None = setting(None, "JSONL manifests with all rows of a corpus between them")
     fold_dir: str | None = setting(None, "folder of folds: 0/train.jsonl, 0/val.jsonl, 0/test.jsonl, 1/...")
-    folds: int | None = setting(
-        None, "folds to make: each is the test set once, the next one validates; default: one for each speaker")
+    folds: int | None = setting(None, "folds to make; default: one for each speaker")
     seeds: int = setting(1, "runs of each fold, with seeds seed, seed + 1, ...")
     only: list[int] | None = setting(None, "run these folds now, such as one for each job of a cluster")
 
@@ -267,7 +259,8 @@ def _audit(config):
     segment = config.segment or SEGMENT
     splits, found = audit_manifests(
         config.manifests, audio_base_path=config.audio_base_path,
-        tokenizer=_load_tokenizer(config.tokenizer_path), names=config.emotion_names, frame_rate=config.frame_rate, segment=segment, speaker=config.speaker)
+        tokenizer=_load_tokenizer(config.tokenizer_path), names=config.emotion_names,
+        frame_rate=config.frame_rate, segment=segment, speaker=config.speaker)
     note = "" if config.audio_base_path else "\nThe sound was not checked (--audio_base_path)."
     print(to_json(found) if config.json else report(found) + note)
     aside = sys.stderr if config.json else sys.stdout                    # JSON stays JSON
@@ -399,7 +392,7 @@ _EXIT = "Exit code: 1 when an error was found (training would stop, or the test 
 
 COMMANDS = dict(
     demo=_Command(_DemoConfig, _demo),
-    train=_Command(TrainConfig, _train, "Train, choose the best epoch on validation, and test it."),
+    train=_Command(TrainConfig, train_and_report, "Train, choose the best epoch on validation, and test it."),
     evaluate=_Command(EvaluateConfig, _evaluate, "Score a checkpoint on a manifest and write a report."),
     ablation=_Command(TrainConfig, _ablation, "Train once for each alpha, choose on validation, train "
                                               "finally with it.",
@@ -412,16 +405,13 @@ COMMANDS = dict(
     audit=_Command(_AuditConfig, _audit, more=_EXIT), tokenizer=_Command(_TokenizerConfig, _tokenizer),
     lm=_Command(_LMConfig, _lm), memory=_Command(_MemoryConfig, _memory))
 
-def _help(command):
-    return command.about or command.settings.__doc__
-
 # %% ../nbs/12_cli.ipynb #main
 def main(
     argv=None, # list of arguments; None: those of the process
 ):
     "The console script prosody-ser."
     argv = sys.argv[1:] if argv is None else list(argv)
-    lines = "\n".join(f"  {name:12}{_help(c)}" for name, c in COMMANDS.items())
+    lines = "\n".join(f"  {name:12}{c.about or c.settings.__doc__}" for name, c in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="prosody-ser", usage="prosody-ser COMMAND [--help] ...", epilog=f"commands:\n{lines}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -430,7 +420,7 @@ def main(
                                                                              "--help")
     name = parser.parse_args(argv[:1]).command
     command = COMMANDS[name]
-    about = dict(description=_help(command), epilog=command.more)
+    about = dict(description=command.about or command.settings.__doc__, epilog=command.more)
     if command.settings is _CrossvalConfig:
         config = _parse_crossval(argv[1:], about)
     else:
@@ -518,16 +508,13 @@ def gathering_page(
     "The settings of the gathering page; without runs, four small ones are made: two alphas, two seeds."
     config = from_parameters(GatherConfig, parameters | dict(runs=parameters.get("runs") or []))
     if config.runs: return config
-    from prosody_ser.train import run_training
-    folder = Path(config.out)/"demo"/"runs"
-    for alpha, seed in ((a, s) for a in (0.0, 2.0) for s in (0, 1)):
-        run = folder/f"alpha_{alpha:g}_seed_{seed}"
-        if (run/"test_results.json").exists(): continue
-        demo = training_page(dict(save_dir=str(run), seed=seed), set(), (60, 20, 20), num_epochs=2)
-        with redirect_stdout(io.StringIO()):
-            metrics = run_training(replace(demo, alpha_asr=alpha, alpha_prosody=alpha))
-        print(f"trained {run}: test emotion UA {metrics['ser/ua']:.3f}")
-    return replace(config, runs=[str(folder)])
+    from prosody_ser.ablation import run_all, variants
+    demo = training_page(dict(save_dir=str(Path(config.out)/"demo")), set(), (60, 20, 20), num_epochs=2)
+    alphas = {f"alpha_{a:g}": dict(alpha_asr=a, alpha_prosody=a) for a in (0.0, 2.0)}
+    with redirect_stdout(io.StringIO()):
+        results, _ = run_all(variants(demo, alphas, seeds=2))
+    print(*(f"trained {r['path']}: test emotion UA {r['test']['ser/ua']:.3f}" for r in results), sep="\n")
+    return replace(config, runs=[demo.save_dir])
 
 # %% ../nbs/12_cli.ipynb #16pagesc013
 def settings_part(
