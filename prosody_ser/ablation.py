@@ -24,7 +24,7 @@ import torch
 from . import data, evaluation
 from .config import ConfigError, TrainConfig, TrainingError, default_of, unknown_setting
 from .data import ManifestError, read_manifest
-from .evaluate import markdown_table, notes_html, score_text, show_html, table_html
+from .evaluate import SCORE_PARTS, markdown_table, notes_html, score_text, show_html, table_html
 from .evaluation import LOWER_IS_BETTER, METRIC_NAMES, group_runs, run_groups
 from .run import Run, is_main_process, log_main, main_first, read_facts, read_runs
 from .tracking import close_trackers, with_group
@@ -151,7 +151,7 @@ def _plot_runs(runs, by, labels, titles, best=None, published=None):
 
 def _draw_mean(ax, y, row, key, color):
     "Mean with its spread (of a single run its interval), and the floor."
-    mean, sd, low, high, floor = (row.get(key + part, np.nan) for part in ("", "_sd", "_low", "_high", "_floor"))
+    mean, sd, low, high, floor = (row.get(f"{key}{end}", np.nan) for end in SCORE_PARTS)
     spread = [[mean - low], [high - mean]] if pd.notna(low) else [[sd], [sd]]
     ax.errorbar(mean, y, xerr=np.nan_to_num(spread).clip(0), fmt="o", color=color, ms=4, capsize=3)
     ax.plot([floor] * 2, [y - .4, y + .4], ":", color="tab:red", lw=1.2)
@@ -387,7 +387,8 @@ def _fold_result(run):
 def _summarise_folds(results):
     "For each metric: mean and sd over folds, over seeds of the pooled score, its floor and 95 % interval."
     runs = pd.DataFrame([r | r["metrics"] for r in results])
-    pooled = [evaluation.score(sum(runs["records"][runs["seed"] == seed], [])) for seed in runs["seed"].unique()]
+    by_seed = [runs["records"][runs["seed"] == seed] for seed in runs["seed"].unique()]
+    pooled = [evaluation.score(sum(records, [])) for records in by_seed]
     ranges, _ = evaluation.intervals(sum(runs["records"], []))             # a speaker is drawn with all seeds
     metrics = [k for k in METRIC_NAMES if k in runs and k in pooled[0]]
     over_folds = group_runs(group_runs(runs, ["fold"], metrics), [], metrics).to_dict("records")[0]
