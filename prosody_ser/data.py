@@ -10,11 +10,11 @@ __all__ = ['SAMPLING_RATE', 'MIN_SECONDS', 'EMOTIONS', 'Utterance', 'ManifestErr
            'SpeedPerturbSampler']
 
 # %% ../nbs/00_data.ipynb #imports
+import codecs
 import gc
 import html
 import json
 import math
-import sys
 import warnings
 from collections import Counter, namedtuple
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +24,7 @@ from difflib import get_close_matches
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
+from sys import intern, maxsize
 
 import numpy as np
 import soundfile as sf
@@ -93,7 +94,7 @@ def _is_emotion(x):
     return x is None or (type(x) is int and x >= 0) or (type(x) is str and x != "")
 
 def _is_span(start, end):
-    start, end = 0 if start is None else start, sys.maxsize if end is None else end
+    start, end = 0 if start is None else start, maxsize if end is None else end
     return isinstance(start, (int, float)) and isinstance(end, (int, float)) and 0 <= start < end < math.inf
 
 # %% ../nbs/00_data.ipynb #c009
@@ -119,19 +120,17 @@ def _parse_line(line, names, vocabulary, source, base):
     right = right and (words is None or (words and type(words) is list))
     right = right and (marks is None or len(marks) == len(words) == marks.count(0) + marks.count(1))
     words = words and list(map(vocabulary.__getitem__, words))
-    marks = marks and marks[:]                 # a copy is no longer than it must be, a parsed list is
-    if not right or not (line.isascii() or line.encode()): raise ValueError
+    if not right: raise ValueError
     names.update(row)
-    emotion = sys.intern(emotion) if type(emotion) is str else emotion
-    speaker = None if speaker is None else sys.intern(str(speaker))
+    emotion = intern(emotion) if type(emotion) is str else emotion
+    speaker = None if speaker is None else intern(str(speaker))
     return Utterance(path, words, marks, emotion, speaker, id, first, last, times, source, base)
 
 def _line_problems(line):
     "What is wrong with a line that could not be read: list of (kind, problem, cure)."
     try:
-        line.encode()
-        return list(_row_problems(json.loads(line))) or [("row", "cannot be read", "Write it anew.")]
-    except UnicodeEncodeError:
+        return list(_row_problems(json.loads(line.decode()))) or [("row", "cannot be read", "Write it anew.")]
+    except UnicodeDecodeError:
         return [("UTF-8", "not UTF-8", "Save the manifest as UTF-8.")]
     except json.JSONDecodeError as e:
         return [("JSON", f"not JSON ({e.msg}, column {e.colno})", "Write one JSON object a line.")]
@@ -155,13 +154,13 @@ def read_rows(path: str | Path, audio_base_path: str | Path | None = None) -> tu
     raise ManifestError(f"{path}: the manifest is empty. It needs at least one utterance.")
 
 def _read_lines(path, base):
-    "Utterances, problems and the names of all fields; bytes that are not UTF-8 come as lone surrogates."
+    "Utterances, problems, and the names of all fields."
     rows, problems, names, vocabulary, place = [], [], set(), _Words(), str(path)
-    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-        for number, line in enumerate(file, 1):
-            if not (line := line.strip()): continue
+    with path.open("rb") as file:
+        for number, line in enumerate((line for block in file for line in block.splitlines()), 1):
+            if not (line := line.removeprefix(codecs.BOM_UTF8).strip()): continue
             try:
-                rows.append(_parse_line(line, names, vocabulary, f"{place}:{number}", base))
+                rows.append(_parse_line(line.decode(), names, vocabulary, f"{place}:{number}", base))
             except (StopIteration, ValueError, TypeError, AttributeError):
                 problems += [RowProblem(p[0], f"{place}:{number}", *p[1:]) for p in _line_problems(line)]
     return rows, problems, names
@@ -188,10 +187,14 @@ class Manifest(list):
                  audio_base_path=None, # folder that audio_filepath is relative to; None: what the rows know
                  path=None):           # the file that they were read from
         super().__init__(utterances)
+        self.path = path
         if base := str(audio_base_path or ""):
             self[:] = [u if u.audio_base_path == base else replace(u, audio_base_path=base) for u in self]
-        bases = {u.audio_base_path for u in self}
-        self.path, self.audio_base_path = path, bases.pop() if len(bases) == 1 else base
+
+    @property
+    def audio_base_path(self):
+        "The folder of the audio; empty where the rows are of several folders."
+        return bases.pop() if len(bases := {u.audio_base_path for u in self}) == 1 else ""
 
     def __getitem__(self, i):
         rows = super().__getitem__(i)
@@ -355,9 +358,8 @@ def emotion_ids(utterances, names):
     for u in utterances:
         ids.append(-100 if u.emotion is None else index.get(u.emotion, u.emotion))
         if isinstance(ids[-1], str) or ids[-1] >= len(names):
-            classes = f"the {len(names)} classes are {', '.join(names)}"
-            raise ManifestError(f"{u.source}: unknown emotion {u.emotion!r}; {classes}. "
-                                "Correct the label, or give all names with --emotion_names.")
+            raise ManifestError(f"{u.source}: unknown emotion {u.emotion!r}; the {len(names)} classes are "
+                                f"{', '.join(names)}. Correct the label, or give all by --emotion_names.")
     return ids
 
 # %% ../nbs/00_data.ipynb #c034
@@ -419,8 +421,8 @@ def _deal_sessions(session_of, counts, k, seed):
     sizes = Counter(session_of[name] for name in sorted(counts.elements()))
     if k > len(sizes):
         raise ManifestError(f"{len(sizes)} groups (speakers, films, sessions) cannot fill {k} folds.")
-    folds = _deal(sizes, [1] * k, seed)
-    return {name: i for i, fold in enumerate(folds) for name, s in session_of.items() if s in fold}
+    parts = enumerate(_deal(sizes, [1] * k, seed))
+    return {name: i for i, sessions in parts for name in session_of if session_of[name] in sessions}
 
 # %% ../nbs/00_data.ipynb #c041
 def rare_emotions(train, names):
