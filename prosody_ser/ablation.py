@@ -14,7 +14,7 @@ import textwrap
 import traceback
 from dataclasses import fields, replace
 from functools import partial
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -110,9 +110,6 @@ def _write(path, what):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(what if isinstance(what, str) else json.dumps(what, indent=2) + "\n", encoding="utf-8")
 
-def _read(path):
-    return json.loads(path.read_text(encoding="utf-8"))
-
 # %% ../nbs/10_ablation_study.ipynb #texts
 def _texts(frame, heads):
     "Columns of a frame as a head and rows of texts; heads: column -> its heading."
@@ -191,7 +188,7 @@ def _train_alpha(run, data, tokenizer):
     result = Path(run.save_dir)/"validation.json"
     with main_first():
         finished = _is_finished(run, result.name)
-    if finished: return _read(result)
+    if finished: return json.loads(result.read_text(encoding="utf-8"))
     _discard(run, result.name)
     history = fit(run, data, tokenizer)
     lines = pd.DataFrame(history["train"])
@@ -362,9 +359,9 @@ def given_folds(
 
 def _check_disjoint(fold, splits):
     "Raise `ManifestError` for a speaker (or film) in two splits; a single folder with everything is no film."
-    rows = [u for us in splits.values() for u in us]
-    if not any(u.speaker for u in rows) and len({data.group_of(u) for u in rows}) == 1: return
-    if both := data.shared_groups(*splits.values()):
+    groups = [{data.group_of(u) for u in us} - {None} for us in splits.values()]
+    if not any(u.speaker for us in splits.values() for u in us) and len(set.union(*groups)) == 1: return
+    if both := sorted(set.union(*(a & b for a, b in combinations(groups, 2)))):
         raise ManifestError(f"{fold}: {', '.join(both[:5])} in two splits. Folds are disjoint by speaker.")
 
 # %% ../nbs/10_ablation_study.ipynb #10bcrossvalc008

@@ -20,7 +20,6 @@ from transformers import integrations
 
 from .config import ConfigError, non_defaults
 from .data import SAMPLING_RATE, ManifestError, Utterance, load_audio, plot_utterance
-from .evaluate import CLIP_SECONDS
 from .evaluation import ctc_advice, plot_confusion, read_predictions, with_emotion
 from .model import Collator
 
@@ -150,6 +149,7 @@ def tracker_callbacks(
 
 # %% ../nbs/08b_tracking.ipynb #c016
 _SAMPLES, _TIMELINES = 12, 3        # utterances in the table, and timelines
+_CLIP_SECONDS = 15.0                # of each that is sent, at most
 
 def _evenly_spaced(items, n):
     "At most n items, evenly spaced over a list."
@@ -181,7 +181,7 @@ def _draw_timelines(folder, model, dataset, records):
     "Write timelines of a few utterances as PNG files; none without a prominence head."
     import matplotlib.pyplot as plt
     rows = [i for i, r in enumerate(records) if r.get("words") and "prominence" in r]
-    legible = [i for i in rows if dataset.seconds[i] <= CLIP_SECONDS] or rows
+    legible = [i for i in rows if dataset.seconds[i] <= _CLIP_SECONDS] or rows
     chosen = _evenly_spaced(legible, _TIMELINES)
     files = [Path(folder)/f"timeline_{i}.png" for i in range(1, len(chosen) + 1)]
     for file, row in zip(files, chosen, strict=True):
@@ -213,7 +213,7 @@ def _load_clip(record, config):
     if not config.track_audio: return None
     path, start = Path(config.audio_base_path)/record["audio_filepath"], record.get("start") or 0
     try:
-        return load_audio(path, start, min(start + CLIP_SECONDS, record.get("end") or float("inf")))
+        return load_audio(path, start, min(start + _CLIP_SECONDS, record.get("end") or float("inf")))
     except ManifestError:
         return None
 

@@ -99,6 +99,9 @@ class Page:
     def run_all(self):
         """As the menu's Run All Cells."""
         self.wait(lambda: self.find(".jp-Notebook .jp-CodeCell"), "the notebook")
+        self.wait(lambda: self.find(".jp-Notebook .jp-CodeCell .cm-content"), "an editor")
+        time.sleep(3)
+        self.find(".jp-Notebook .jp-CodeCell .cm-content")[0].click()         # Lab knows its current widget by the focus
         self.wait(lambda: self.js("""
             document.querySelector('.jp-Dialog .jp-mod-accept')?.click();          // Lab may ask which kernel
             return window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status == 'idle'"""), "a kernel", 90)
