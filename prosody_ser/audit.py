@@ -590,7 +590,9 @@ def plot_splits(
         shares = pd.DataFrame(corpus.counts).reindex(labels)
         (100 * shares / shares.sum()).plot.bar(ax=right, width=.8, legend=False, rot=40)
     right.set(xlabel="", ylabel="% of the rows", title="Emotion")
-    fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=9, frameon=False)
+    left.xaxis.set_major_formatter("{x:g}")
+    handles, labels = left.get_legend_handles_labels()           # matplotlib names the last one first
+    fig.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=9, frameon=False)
     return fig
 
 # %% ../nbs/02b_audit.ipynb #callable
