@@ -14,7 +14,6 @@ import io
 import json
 import os
 import sys
-import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, fields, replace
@@ -273,11 +272,9 @@ def _audit(config):
 
 # %% ../nbs/12_cli.ipynb #auditparts
 def _load_tokenizer(path):
-    "The tokenizer, if one is named; nobody has asked for a size, so its own is no surprise."
+    "The tokenizer, if one is named."
     from prosody_ser.tokenizer import SentencePieceTokenizer
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return path and SentencePieceTokenizer(model_path=path).load_tokenizer()
+    return path and SentencePieceTokenizer(model_path=path).load_tokenizer()
 
 def _fix_manifests(config, splits, aside):
     "Write each manifest with the safe fixes, and say how many there were."
@@ -291,12 +288,9 @@ def _fix_manifests(config, splits, aside):
 
 def _plot_splits(config, splits, segment):
     "Durations and emotions of the splits as a PNG."
-    from prosody_ser.audit import Sound, listen, plot_splits
-    seconds = None
-    if config.audio_base_path:
-        heard = {s: listen(us, config.audio_base_path, f"measuring: {s}") for s, us in splits.items()}
-        seconds = {s: [x.seconds for x in xs if isinstance(x, Sound)] for s, xs in heard.items()}
-    plot_splits(splits, config.emotion_names, seconds, segment).savefig(config.plot, dpi=150)
+    from prosody_ser.audit import plot_splits
+    fig = plot_splits(splits, config.emotion_names, segment=segment, audio_base_path=config.audio_base_path)
+    fig.savefig(config.plot, dpi=150)
 
 # %% ../nbs/12_cli.ipynb #preparecmd
 @dataclass

@@ -13,7 +13,6 @@ import math
 from collections import deque, namedtuple
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 import torch.nn.functional as F
@@ -394,10 +393,10 @@ def _load_pt(path):
     config = ProsodySERConfig.from_dict(json.loads(saved["config"]))
     model = ProsodySER(config)
     model.load_state_dict(saved["state_dict"])
-    with TemporaryDirectory() as folder:
-        if saved["tokenizer"] is not None:
-            Path(folder, ProsodySERProcessor.tokenizer_file).write_bytes(bytes(saved["tokenizer"].tolist()))
-        return model, ProsodySERProcessor.from_pretrained(folder, config)
+    proto, tokenizer = saved["tokenizer"], None
+    if proto is not None:
+        tokenizer = SentencePieceTokenizer.from_bytes(bytes(proto.tolist()), path)
+    return model, ProsodySERProcessor(tokenizer, _build_extractor(config.feature_extractor))
 
 # %% ../nbs/06_model.ipynb #n042
 def _load_folder(path):
