@@ -40,7 +40,7 @@ def child(job, seconds, batch, V, device, shape, way):
     from prosody_ser.model import add_lora
     from prosody_ser.model import Collator
     from train import Tokens, make_rows
-    from prosody_ser.train import return_freed_memory
+    from prosody_ser.backbones import return_freed_memory
     return_freed_memory()
     rows = make_rows([seconds] * batch, V, np.random.default_rng(0), False)
     base, cuda = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, device == "cuda"

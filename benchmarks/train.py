@@ -83,7 +83,7 @@ def child(args):
     from prosody_ser.backbones import ActualLengthWhisper
     from dense import dense_ctc
     from prosody_ser.data import DurationBatchSampler
-    from prosody_ser.train import return_freed_memory
+    from prosody_ser.backbones import return_freed_memory
     old, cuda = args.style == "old", args.device == "cuda"
     if old: room.regularised_ctc = dense_ctc
     rng, seconds = np.random.default_rng(1), lengths(args.manifest)

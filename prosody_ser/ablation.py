@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['variants', 'run_all', 'run_ablation', 'make_folds', 'given_folds', 'crossval_table', 'run_crossval', 'RunTable',
-           'comparison_rows', 'comparison_notes', 'comparison_table', 'runs', 'compare_runs']
+           'comparison_table', 'runs', 'compare_runs']
 
 # %% ../nbs/10_ablation_study.ipynb #imports
 import gc
@@ -486,8 +486,8 @@ class RunTable:
         return _plot_runs(self.runs, self.settings, _labels(self.frame, heads), titles, self.best)
 
     def _repr_html_(self):
-        notes = notes_html(comparison_notes(self))
-        return show_html('<div class="number">', table_html(*comparison_rows(self)), "</div>", notes).data
+        notes = notes_html(_comparison_notes(self))
+        return show_html('<div class="number">', table_html(*_comparison_rows(self)), "</div>", notes).data
 
 # %% ../nbs/10_ablation_study.ipynb #10cgatherc013
 _MAIN_METRICS = "ser/wa", "ser/ua", "ser/macro_f1", "asr/wer", "asr/cer", "prosody/f1"     # the CSV has all
@@ -513,7 +513,7 @@ def _score_heads(table, metrics):
     return dict(validation=f"validation, {chosen_by}") | {
         k: f"test {METRIC_NAMES[k]}" for k in metrics if k in table.metrics}
 
-def comparison_rows(
+def _comparison_rows(
     table, # RunTable
 ):         # names of the columns, rows of texts
     "The table as texts, the best row on validation with a star."
@@ -524,7 +524,7 @@ def comparison_rows(
     return head, rows
 
 # %% ../nbs/10_ablation_study.ipynb #10cgatherc013b
-def comparison_notes(
+def _comparison_notes(
     table, # RunTable
 ) -> list[str]:
     "What a reader must know besides the scores; a warning begins with beware."
@@ -546,8 +546,8 @@ def comparison_table(
     table, # RunTable
 ) -> str:
     "The comparison as Markdown."
-    notes = [f"- {n}" for n in comparison_notes(table)]
-    return "\n".join([markdown_table(*comparison_rows(table)), "", *notes])
+    notes = [f"- {n}" for n in _comparison_notes(table)]
+    return "\n".join([markdown_table(*_comparison_rows(table)), "", *notes])
 
 # %% ../nbs/10_ablation_study.ipynb #10cgatherc015
 def runs(

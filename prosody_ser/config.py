@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['TASKS', 'BACKBONES', 'FRAME_RATE', 'TINY_FRAME_RATE', 'POOLINGS', 'CTC_REDUCTIONS', 'CTC_DEFAULTS', 'TRACKERS',
            'DECODING_SETTINGS', 'LOGGING_SETTINGS', 'EXECUTION_SETTINGS', 'PATH_SETTINGS', 'ConfigError',
-           'TrainingError', 'setting', 'check_settings', 'is_required', 'default_of', 'non_defaults',
-           'DecodingSettings', 'TrainConfig', 'unused_settings', 'EvaluateConfig', 'GatherConfig', 'make_parser',
-           'parse_args', 'unknown_setting', 'coerce', 'from_parameters']
+           'TrainingError', 'setting', 'is_required', 'default_of', 'non_defaults', 'DecodingSettings', 'TrainConfig',
+           'unused_settings', 'EvaluateConfig', 'GatherConfig', 'make_parser', 'parse_args', 'unknown_setting',
+           'from_parameters']
 
 # %% ../nbs/01_config.ipynb #imports
 import argparse
@@ -72,7 +72,7 @@ def setting(
     if not isinstance(default, list): return field(default=default, metadata=metadata)
     return field(default_factory=lambda: list(default), metadata=metadata)
 
-def check_settings(
+def _check_settings(
     config,            # a configuration, or any object with some of its settings
     config_class=None, # whose settings they are; None: the object's own class
 ):
@@ -122,7 +122,7 @@ class DecodingSettings:
     word_score: float = setting(1.0, "added for each word of the language model; above 0: more words")
 
     def __post_init__(self):
-        check_settings(self)
+        _check_settings(self)
         _check_decoding(self)
 
 DECODING_SETTINGS = tuple(f.name for f in fields(DecodingSettings))
@@ -518,7 +518,7 @@ def unknown_setting(
 _TYPE_NAMES = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
 _BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
-def coerce(
+def _coerce(
     f,     # a dataclass field
     value, # what a notebook or a file gives
 ):         # the value in the setting's type
@@ -570,4 +570,4 @@ def from_parameters(
         if name not in by_name: raise TypeError(unknown_setting(name, config_class))
     missing = [n for n, f in by_name.items() if is_required(f) and parameters.get(n) is None]
     if missing: raise TypeError(f"missing settings: {', '.join(missing)}")
-    return config_class(**{n: coerce(by_name[n], v) for n, v in parameters.items()})
+    return config_class(**{n: _coerce(by_name[n], v) for n, v in parameters.items()})

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DECODERS', 'USABLE_NATS', 'USABLE_TOKENS', 'HeadLogits', 'greedy_decode', 'blank_stats', 'beam_decode', 'LMError',
-           'train_lm', 'WordLM', 'decoder_options', 'align_logits', 'label_emissions', 'forced_align', 'word_spans',
-           'uniform_spans', 'close_gaps', 'align_words']
+           'train_lm', 'WordLM', 'decoder_options', 'align_logits', 'word_spans', 'uniform_spans', 'close_gaps',
+           'align_words']
 
 # %% ../nbs/05b_decoding.ipynb #imports
 import gzip
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from .backbones import frame_mask
-from .config import EvaluateConfig
+from .config import DecodingSettings
 from .ctc import _skips, _states, _widen, infeasible
 
 # %% ../nbs/05b_decoding.ipynb #c054
@@ -217,9 +217,9 @@ def beam_decode(
     logits,                               # normalised or not: a tensor (B, T, V) or HeadLogits
     lengths,                              # valid frames (B,)
     blank=4,                              # blank id
-    beam=EvaluateConfig.beam_width,       # prefixes kept
-    top_k=EvaluateConfig.top_k,           # tokens of a frame that may grow a prefix
-    blank_skip=EvaluateConfig.blank_skip, # merge frames whose blank posterior is above this; None: merge none
+    beam=DecodingSettings.beam_width,       # prefixes kept
+    top_k=DecodingSettings.top_k,           # tokens of a frame that may grow a prefix
+    blank_skip=DecodingSettings.blank_skip, # merge frames whose blank posterior is above this; None: merge none
     lm=None,                              # a language model of words, such as WordLM
 ):                                        # token ids of each utterance, a list of lists
     "Prefix beam search of a batch (Hannun et al. 2014), on any device"
@@ -353,8 +353,8 @@ class WordLM:
         self,
         path,                                 # ARPA file
         pieces,                               # the tokenizer's pieces, by id; ▁ begins a word
-        weight=EvaluateConfig.lm_weight,      # of the natural logarithm of a word's probability
-        word_score=EvaluateConfig.word_score, # added for each word; above 0 longer transcripts win
+        weight=DecodingSettings.lm_weight,      # of the natural logarithm of a word's probability
+        word_score=DecodingSettings.word_score, # added for each word; above 0 longer transcripts win
     ):
         self.index = {w: i for i, w in enumerate(dict.fromkeys([*_arpa_words(path), "<unk>"]))}
         self.lm = _load_kenlm(path, self.index)
@@ -472,20 +472,6 @@ def align_logits(
     ids = F.pad(targets.clamp(min=0), (1, 0), value=blank)                  # (B, 1+L)
     labels = frame_lengths, targets, target_lengths
     return _align(lambda frames: logits.columns(ids, frames), mask, *labels)
-
-# %% ../nbs/05b_decoding.ipynb #oldforms
-def label_emissions(hidden, weight, bias, targets, blank=4):  # (B, T, H), (V, H), (V,), (B, L)
-    "Logits of the targets' tokens (B, T, L) and of the blank (B, T), for forced_align"
-    columns = HeadLogits(hidden, weight, bias).columns(F.pad(targets.clamp(min=0), (1, 0), value=blank))
-    return columns[..., 1:], columns[..., 0]
-
-@torch.no_grad()
-def forced_align(emissions_label, emission_blank, frame_lengths, targets, target_lengths):
-    "align_logits for scores of the targets' tokens (B, T, L) and the blank (B, T) that are in memory"
-    def columns(frames):
-        return torch.cat([emission_blank[:, frames, None], emissions_label[:, frames]], -1)
-    mask = frame_mask(frame_lengths, emission_blank.shape[1])               # (B, T)
-    return _align(columns, mask, frame_lengths, targets, target_lengths)
 
 # %% ../nbs/05b_decoding.ipynb #c081
 def word_spans(

@@ -6,8 +6,8 @@
 __all__ = ['METRIC_NAMES', 'LOWER_IS_BETTER', 'ser_metrics', 'with_emotion', 'plot_confusion', 'confidences', 'calibration_error',
            'plot_calibration', 'fit_temperature', 'at_temperature', 'calibrate', 'risk_coverage', 'aurc',
            'confidence_metrics', 'plot_abstention', 'edit_counts', 'normalise', 'asr_metrics', 'ctc_advice',
-           'prosody_metrics', 'score', 'bootstrap_groups', 'intervals', 'describe_intervals', 'group_runs',
-           'run_groups', 'paired_difference', 'write_predictions', 'read_predictions']
+           'prosody_metrics', 'score', 'intervals', 'describe_intervals', 'group_runs', 'run_groups',
+           'paired_difference', 'write_predictions', 'read_predictions']
 
 # %% ../nbs/07_evaluation.ipynb #imports
 import json
@@ -377,7 +377,7 @@ def score(
 # %% ../nbs/07_evaluation.ipynb #c006
 _MIN_GROUPS, _FEW_GROUPS = 3, 10
 
-def bootstrap_groups(
+def _bootstrap_groups(
     records, # from predict
 ):           # group (N,) of each record as an index; dict: by, groups, note where the interval needs care
     "What the bootstrap draws: speakers, else films, else utterances."
@@ -449,7 +449,7 @@ def _drawn_scores(records, resamples, seed):
              "prosody": (_having("prosody_annotations", records), _draw_prosody)}
     for task, (rows, draw) in tasks.items():
         if not rows: continue
-        owner, drawn = bootstrap_groups(rows)
+        owner, drawn = _bootstrap_groups(rows)
         yield task, drawn | dict(resamples=resamples, seed=seed), draw(rows, owner, resamples, seed)
 
 # %% ../nbs/07_evaluation.ipynb #c026b

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['normalise_layers', 'LayerMix', 'Pooling', 'SERHead', 'class_weights', 'log_prior', 'emotion_losses', 'CTCHead',
-           'span_pool', 'ProsodyHead']
+           'ProsodyHead']
 
 # %% ../nbs/04_heads.ipynb #c003
 import math
@@ -134,7 +134,7 @@ class CTCHead(nn.Module):
         return self.out(hidden)
 
 # %% ../nbs/04_heads.ipynb #c023
-def span_pool(
+def _span_pool(
     hidden, # (B, T, H)
     spans,  # (B, W, 2) frames [first, end) of each word; -1: no such word
 ):          # (B, W, H), (B, W, H): mean and standard deviation; mean 0 where there is no word
@@ -165,7 +165,7 @@ class ProsodyHead(nn.Module):
     def forward(self, hidden, lengths, spans):  # (B, T, H) from mix, (B,), (B, W, 2) -> (B, W)
         hidden = self.norm(hidden, frame_mask(lengths, hidden.shape[1]))              # (B, T, H)
         real = spans[..., 0] >= 0                                                     # (B, W)
-        mean, std = span_pool(hidden, spans)
+        mean, std = _span_pool(hidden, spans)
         utterance = (_frame_weights(lengths, hidden.shape[1]) * hidden).sum(1, keepdim=True)
         features = torch.cat([mean - utterance, std, self._relative_duration(spans, real).to(std)], -1)
         words = self.word(features) * real[..., None]                                 # (B, W, width)

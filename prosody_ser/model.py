@@ -178,11 +178,8 @@ class _WordAlignment:
         "Frames (B, W, 2) of each word by CTC alignment; an even split in rows (B,) that it could not place."
         even = decoding.uniform_spans(lengths, word_counts, max(1, int(word_counts.max())))
         if self.asr is None or self.asr_nats > decoding.USABLE_NATS: return even, lengths < 0
-        labels = targets, target_lengths, self.config.blank_id
-        tokens = decoding.align_logits(self.token_logits(hidden), lengths, *labels)          # (B, L, 2)
-        spans = decoding.word_spans(tokens, token_word, even.shape[1])
-        placed = ((spans[..., 0] >= 0) | (even[..., 0] < 0)).all(1)                  # all words have frames
-        return torch.where(placed[:, None, None], decoding.close_gaps(spans, lengths), even), placed
+        labels = targets, target_lengths, token_word, word_counts
+        return decoding.align_words(self.token_logits(hidden), lengths, *labels, self.config.blank_id)
 
     @torch.no_grad()
     def place_words(self, hidden, lengths, targets, target_lengths, token_word, word_counts, aligned=None):

@@ -73,41 +73,31 @@ class TokenizerError(ValueError):
     "A tokenizer cannot be trained, found or used: the message says why and what to do."
 
 # %% ../nbs/02_tokenizer.ipynb #c007
+def _read_text(text_data):
+    "The sentences of a list, or of a text file with one a line; empty ones are left out."
+    if isinstance(text_data, str | Path):
+        if not Path(text_data).is_file():
+            raise TokenizerError(f"{text_data}: no such text file. Give a sentence a line, or a list.")
+        text_data = Path(text_data).read_text(encoding="utf-8").splitlines()
+    if sentences := [s for s in text_data if s.strip()]:
+        return sentences
+    raise TokenizerError("no text to train a tokenizer on: every sentence is empty. Give transcripts of the "
+                         "training split.")
+
 def _train(sentences, vocab_size, model_type, character_coverage):
-    "SentencePiece model (bytes) with exactly vocab_size pieces."
+    "A SentencePiece model, as bytes, of at most `vocab_size` pieces."
     model = io.BytesIO()
-    spm.SentencePieceTrainer.train(
-        sentence_iterator=iter(sentences), model_writer=model, vocab_size=vocab_size, model_type=model_type,
-        character_coverage=character_coverage, normalization_rule_name="identity",
-        unk_id=0, bos_id=1, eos_id=2, pad_id=3, user_defined_symbols=["<blank>"],
-        max_sentence_length=1 << 20, minloglevel=2)
-    return model.getvalue()
-
-def _largest_size(error, sentences, vocab_size, *options):
-    "The largest vocabulary that the text can fill: SentencePiece names it, or we search for it."
-    named = re.search(r"<= (\d+)", str(error))
-    if named: return int(named[1])
-    low, high = 5 + len(set("".join(sentences))), vocab_size
-    while high - low > 1:
-        middle = (low + high) // 2
-        try:
-            _train(sentences, middle, *options)
-            low = middle
-        except RuntimeError:
-            high = middle
-    return low
-
-def _train_or_reduce(sentences, vocab_size, *options):
-    "Train; a vocabulary that is too large for the text is reduced with a warning."
     try:
-        return _train(sentences, vocab_size, *options)
+        spm.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences), model_writer=model, vocab_size=vocab_size,
+            hard_vocab_limit=False, model_type=model_type, character_coverage=character_coverage,
+            normalization_rule_name="identity", unk_id=0, bos_id=1, eos_id=2, pad_id=3,
+            user_defined_symbols=["<blank>"], max_sentence_length=1 << 20, minloglevel=2)
     except RuntimeError as e:
-        size = _largest_size(e, sentences, vocab_size, *options)
-        if size >= vocab_size:
-            raise TokenizerError(f"vocab_size={vocab_size} is too small for the characters of this text "
-                                 f"({e}). Raise it to at least {size}.") from None
-    warnings.warn(f"vocab_size={vocab_size} is more than the text can fill; reduced to {size}.", stacklevel=3)
-    return _train(sentences, size, *options)
+        size = len(SPECIAL_TOKENS) + len(set("".join(sentences)))
+        raise TokenizerError(f"vocab_size={vocab_size} is too small for the characters of this text ({e}). "
+                             f"Raise it to at least {size}.") from None
+    return model.getvalue()
 
 # %% ../nbs/02_tokenizer.ipynb #codec
 class _Model:
@@ -186,15 +176,6 @@ class _Pieces(_Model):
                 words[-1], begin = words[-1] + text, False
         return words, [o if o < len(words) else -1 for o in owner]
 
-# %% ../nbs/02_tokenizer.ipynb #readsentences
-def _read_sentences(text_data):
-    "The sentences of a list, or of a text file."
-    if not isinstance(text_data, str | Path): return list(text_data)
-    if not Path(text_data).is_file():
-        raise TokenizerError(f"{text_data}: no such text file. Give a path to one sentence a line, or a "
-                             "list of sentences.")
-    return Path(text_data).read_text(encoding="utf-8").splitlines()
-
 # %% ../nbs/02_tokenizer.ipynb #c009
 class SentencePieceTokenizer(_Pieces):
     "SentencePiece subword units with a CTC blank."
@@ -214,14 +195,13 @@ class SentencePieceTokenizer(_Pieces):
     def train_tokenizer(self,
                         text_data): # a list of sentences, or the path of a text file with one a line
         "Train on the text, save the model, and return the tokenizer, ready for use."
-        sentences = [s for s in _read_sentences(text_data) if s.strip()]
-        if not sentences:
-            raise TokenizerError("no text to train a tokenizer on: every sentence is empty. "
-                                 "Give transcripts of the training split.")
-        model = _train_or_reduce(sentences, self.vocab_size or 16000, self.model_type,
-                                 self.character_coverage)
+        wanted = self.vocab_size or 16000
+        model = _train(_read_text(text_data), wanted, self.model_type, self.character_coverage)
         self.model_path = f"{self.model_prefix}.model"
         self._use(model, self.model_path).save(self.model_path)
+        if self.vocab_size < wanted and self.model_type != "char":
+            warnings.warn(f"vocab_size={wanted} is more than the text can fill; reduced to "
+                          f"{self.vocab_size}.", stacklevel=2)
         return self
 
     def load_tokenizer(self):
