@@ -33,6 +33,7 @@ from prosody_ser.config import (
     default_of,
     non_defaults,
 )
+
 from .data import read_manifest, rows_digest
 from .evaluate import Scores, evaluate_model, metrics_rows, table_html
 from .evaluation import read_predictions

@@ -19,7 +19,6 @@ import gc
 import os
 import shutil
 import sys
-import warnings
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -31,10 +30,6 @@ from accelerate import PartialState
 from transformers import set_seed
 from transformers.trainer_callback import TrainerState
 
-# %% ../nbs/09b_training.ipynb #imports2
-from .audit import audit, summary
-from .backbones import encoder_config, return_freed_memory
-from .config import DECODING_SETTINGS, ConfigError, TrainConfig, from_parameters, unused_settings
 from prosody_ser.data import (
     ManifestError,
     SpeechDataset,
@@ -46,12 +41,6 @@ from prosody_ser.data import (
     rows_digest,
     write_manifest,
 )
-from .decoding import WordLM, decoder_options
-from .evaluate import metrics_table, write_report
-from .evaluation import calibrate
-from .heads import class_weights, log_prior
-from .inference import CachedDataset, FeatureCache, cache_folder, predict, predict_emotions
-from .model import add_lora, create_model, load_checkpoint, save_pt
 from prosody_ser.run import (
     Run,
     archive_previous_run,
@@ -64,6 +53,17 @@ from prosody_ser.run import (
     swap_folder,
     write_history,
 )
+
+# %% ../nbs/09b_training.ipynb #imports2
+from .audit import audit, summary
+from .backbones import encoder_config, return_freed_memory
+from .config import DECODING_SETTINGS, ConfigError, TrainConfig, from_parameters, unused_settings
+from .decoding import WordLM, decoder_options
+from .evaluate import metrics_table, write_report
+from .evaluation import calibrate
+from .heads import class_weights, log_prior
+from .inference import CachedDataset, FeatureCache, cache_folder, predict, predict_emotions
+from .model import add_lora, create_model, load_checkpoint, save_pt
 from .tokenizer import SentencePieceTokenizer, TokenizerError, frames_needed
 from .tracking import check_trackers, close_trackers, open_trackers, send_test, send_validation
 from .trainer import build_trainer, check_bf16, selection_metric
@@ -109,11 +109,9 @@ def load_splits(
     return {s: SpeechDataset(rows, config.audio_base_path, names, seconds[s]) for s, rows in splits.items()}
 
 # %% ../nbs/09b_training.ipynb #c009
-def _load_tokenizer(path, config):
+def _load_tokenizer(path):
     "A tokenizer that exists."
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")     # its size may differ from --vocab_size, which is for new ones
-        tokenizer = SentencePieceTokenizer(config.vocab_size, model_path=path).load_tokenizer()
+    tokenizer = SentencePieceTokenizer(model_path=path).load_tokenizer()
     log_main(f"tokenizer: {path}, {len(tokenizer)} pieces; --retrain_tokenizer would train a new one")
     return tokenizer
 
@@ -124,7 +122,7 @@ def prepare_tokenizer(
     "Load the tokenizer, or train it on the training transcripts where it is missing or asked for."
     path = Path(config.tokenizer_path or Run(config.save_dir).tokenizer)
     made = config.resume or not config.retrain_tokenizer or not is_main_process()     # who came first
-    if path.exists() and made: return _load_tokenizer(path, config)
+    if path.exists() and made: return _load_tokenizer(path)
     if "asr" not in config.tasks and not config.retrain_tokenizer: return None
     if path.suffix != ".model":
         raise TokenizerError(f"--tokenizer_path {path}: a new tokenizer's name must end in .model.")

@@ -19,8 +19,6 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import ProgressCallback, TrainerState
 
-from .config import TASKS, ConfigError, TrainingError
-from .ctc import world_size
 from prosody_ser.data import (
     SAMPLING_RATE,
     DurationBatchSampler,
@@ -29,6 +27,9 @@ from prosody_ser.data import (
     oversampling_counts,
     perturbation_speeds,
 )
+
+from .config import TASKS, ConfigError, TrainingError
+from .ctc import world_size
 from .evaluation import LOWER_IS_BETTER, ctc_advice, score, write_predictions
 from .inference import decode_batch, half_precision, to_records
 from .model import Collator, merged_state
