@@ -142,10 +142,8 @@ class _CrossvalConfig:
 
     def __post_init__(self):
         if (self.manifests is None) == (self.fold_dir is None):
-            raise ConfigError("give --manifests to make folds of, or --fold_dir with folds that are made; "
-                              "one of them.")
-        if self.folds and self.fold_dir: raise ConfigError("--folds makes folds, --fold_dir brings them. "
-                                                           "Choose one.")
+            raise ConfigError("give one of them: --manifests to make folds of, or --fold_dir with folds.")
+        if self.folds and self.fold_dir: raise ConfigError("--folds makes folds, --fold_dir has them: name one")
 
 def _parse_crossval(argv, about):
     "Settings of the folds, and those of training, which are taken too."
@@ -234,15 +232,13 @@ class _AuditConfig:
     manifests: list[str] = setting(MISSING, "JSONL manifests, the training one first", positional=True)
     audio_base_path: str | None = setting(None, "folder of the audio; without it the sound is not checked")
     emotion_names: list[str] | None = setting(None, "names of the emotion indices, or one of: akan, emodb")
-    tokenizer_path: str | None = setting(None, "SentencePiece .model file, for what concerns CTC and rare "
-                                               "letters")
+    tokenizer_path: str | None = setting(None, "SentencePiece .model file, for CTC and rare letters")
     frame_rate: float = setting(50.0, "frames a second of the backbone; tiny has 25")
     segment: str | None = setting(
         None, "regular expression with the groups recording, start and end (ms) that reads file names")
     speaker: str | None = setting(
         None, "regular expression with the group speaker that reads file names; --fix writes speakers down")
-    fix: str | None = setting(None, "write the manifest with the safe fixes: a .jsonl file, or a folder for "
-                                    "several")
+    fix: str | None = setting(None, "write safe fixes to this .jsonl file, or folder for several")
     plot: str | None = setting(None, "PNG: durations and shares of the emotions of the splits")
     json: bool = setting(False, "print the findings as JSON")
     strict: bool = setting(False, "exit with 1 on warnings too")
@@ -312,8 +308,7 @@ def _prepare(config):
 @dataclass
 class _TokenizerConfig:
     "Train a SentencePiece tokenizer with a CTC blank on transcripts."
-    text: str = setting(MISSING, "training manifest (.jsonl), or a text file, one sentence a "
-                                 "line", positional=True)
+    text: str = setting(MISSING, "training manifest, or text file of a sentence a line", positional=True)
     tokenizer_path: str = setting(MISSING, ".model file to write")
     vocab_size: int = setting(4000, "pieces wanted")
     model_type: str = setting("bpe", "kind of pieces", choices=["bpe", "unigram", "char"])
@@ -332,8 +327,7 @@ def _tokenizer(config):
 @dataclass
 class _LMConfig:
     "Train a word n-gram language model for beam search on transcripts."
-    text: list[str] = setting(MISSING, "training manifests (.jsonl) or text files; never those of the test "
-                                       "set",
+    text: list[str] = setting(MISSING, "training manifests or text files; never those of the test",
                               positional=True)
     lm_path: str = setting(MISSING, "ARPA file to write")
     order: int = setting(3, "words of the longest n-grams")
@@ -353,8 +347,7 @@ def _sentences(file):
 class _MemoryConfig:
     "Estimate the memory of a training step: all weights, LoRA, heads only."
     backbone: str = setting("whisper", "family of the shared encoder", choices=list(BACKBONES))
-    backbone_path: str | None = setting(None, "hub id or folder; default: the family's usual one, not "
-                                              "downloaded")
+    backbone_path: str | None = setting(None, "hub id or folder; default: the family's usual sizes")
     batch_size: int = setting(8, "utterances in a batch")
     seconds: float = setting(10.0, "length of the longest utterance in the batch")
     vocab_size: int = setting(4000, "pieces of the tokenizer")
@@ -388,12 +381,10 @@ COMMANDS = dict(
     demo=_Command(_DemoConfig, _demo),
     train=_Command(TrainConfig, train_and_report, "Train, choose the best epoch on validation, and test it."),
     evaluate=_Command(EvaluateConfig, _evaluate, "Score a checkpoint on a manifest and write a report."),
-    ablation=_Command(TrainConfig, _ablation, "Train once for each alpha, choose on validation, train "
-                                              "finally with it.",
+    ablation=_Command(TrainConfig, _ablation, "Train once for each alpha; the best on validation is the model.",
                       _STUDY),
     crossval=_Command(_CrossvalConfig, _crossval, more=_FOLDS),
-    gather=_Command(GatherConfig, _gather, "Compare finished runs: settings that differ, seeds together, "
-                                           "scores."),
+    gather=_Command(GatherConfig, _gather, "Finished runs in one table: settings that differ, scores."),
     compare=_Command(_CompareConfig, _compare, more=_PAIRED),
     predict=_Command(_PredictConfig, _predict), prepare=_Command(_PrepareConfig, _prepare),
     audit=_Command(_AuditConfig, _audit, more=_EXIT), tokenizer=_Command(_TokenizerConfig, _tokenizer),
@@ -410,8 +401,7 @@ def main(
         prog="prosody-ser", usage="prosody-ser COMMAND [--help] ...", epilog=f"commands:\n{lines}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Emotion, transcript and word prominence from one shared speech backbone.")
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="what to do; each has its own "
-                                                                             "--help")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="each has its own --help")
     name = parser.parse_args(argv[:1]).command
     command = COMMANDS[name]
     about = dict(description=command.about or command.settings.__doc__, epilog=command.more)
@@ -453,8 +443,7 @@ def _mount_drive():
     try:
         from google.colab import drive
     except ImportError:
-        raise ConfigError("mount_drive: there is Google Drive on Colab only. Leave it out, and name folders "
-                          "of this machine.") from None
+        raise ConfigError("mount_drive: Google Drive is on Colab only. Name folders of this machine.") from None
     drive.mount("/content/drive")
 
 # %% ../nbs/12_cli.ipynb #16pagesc010
@@ -552,8 +541,7 @@ def utterances_part(
 
     from prosody_ser.evaluate import cards_html, show_html
     from prosody_ser.evaluation import read_predictions
-    if not (Path(folder)/"predictions.jsonl").is_file(): return show_html("<p>Not tested: no test set was "
-                                                                          "named.</p>")
+    if not (Path(folder)/"predictions.jsonl").is_file(): return show_html("<p>Not tested.</p>")
     records = read_predictions(folder)
     some = records[::max(1, len(records) // 5)][:5]
     form = "MP3" if "MP3" in sf.available_formats() else "FLAC"      # a page must stay small

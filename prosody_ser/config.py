@@ -175,8 +175,7 @@ class _ModelSettings:
     whisper_tail_seconds: float = setting(0.0, "silence that Whisper hears after an utterance")
     max_seconds: float = setting(30.0, "longer utterances are heard in such chunks; Whisper: at most 30")
     layer_mix: bool = setting(True, "each head learns which layers to read; off: the last one")
-    pooling: str = setting("mean_std", "how frames are pooled for emotion; the paper's: "
-                                       "mean", choices=POOLINGS)
+    pooling: str = setting("mean_std", "how frames are pooled (paper: mean)", choices=POOLINGS)
     head_dropout: float = setting(0.1, "dropout in the heads")
     prosody_alignment: str = setting(
         "ctc", "frames of a word: by CTC once it is usable, or an even split", choices=["ctc", "uniform"])
@@ -206,8 +205,7 @@ def _ctc(name, help, **more):
 class _CTCSettings:
     "The CTC loss and its regularisers."
     ctc_entropy_weight: float = _ctc("entropy_weight", "weight of the entropy regulariser")
-    ctc_blank_penalty: float = _ctc("blank_penalty", "weight of the blank penalty; 0 often gives a better "
-                                                     "WER")
+    ctc_blank_penalty: float = _ctc("blank_penalty", "weight of the blank penalty; at 0 WER is often better")
     ctc_blank_threshold: float = _ctc("blank_threshold", "mean blank posterior at which the penalty begins")
     ctc_label_smoothing: float = _ctc("label_smoothing", "weight of label smoothing (KL to uniform)")
     ctc_confidence_penalty: float = _ctc("confidence_penalty", "weight of the confidence penalty")
@@ -400,12 +398,10 @@ def unused_settings(
     groups = [(of_emotion, "ser" in on, "the emotion head is off"),
               (of_transcript, "asr" in on, "the transcript head is off"),
               ({"prosody_pos_weight", "prosody_alignment"}, "prosody" in on, "the prominence head is off"),
-              ({"whisper_tail_seconds"}, config.backbone in ("whisper", "tiny"), "the backbone is no "
-                                                                                 "Whisper"),
+              ({"whisper_tail_seconds"}, config.backbone in ("whisper", "tiny"), "this is no Whisper"),
               (of_study, config.run_ablation_study, "there is no --run_ablation_study"),
               (of_trackers, bool(config.use_wandb or config.report_to), "no tracker is on")]
-    idle = [([f"--{n} "
-              f"{v}" for n, v in given.items() if n in names], why) for names, on, why in groups if not on]
+    idle = [([f"--{n} {given[n]}" for n in given if n in names], why) for names, on, why in groups if not on]
     return [f"without effect, since {why}: {', '.join(settings)}" for settings, why in idle if settings]
 
 # %% ../nbs/01_config.ipynb #settingsets
@@ -427,8 +423,7 @@ class EvaluateConfig(DecodingSettings):
     batch_size: int = setting(8, "utterances at a time")
     output_dir: str = setting("eval_results", "folder of the report")
     use_amp: bool = setting(True, "16-bit arithmetic where the GPU has it")
-    device: str = setting("cuda", "where to run; cuda without a GPU is cpu, with a "
-                                  "word", choices=["cuda", "cpu"])
+    device: str = setting("cuda", "where to run; without a GPU: cpu", choices=["cuda", "cpu"])
     num_workers: int = setting(0, "processes that load audio; 0: this one")
 
 # %% ../nbs/01_config.ipynb #gatherconfig

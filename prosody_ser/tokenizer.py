@@ -81,8 +81,7 @@ def _read_text(text_data):
         text_data = Path(text_data).read_text(encoding="utf-8").splitlines()
     if sentences := [s for s in text_data if s.strip()]:
         return sentences
-    raise TokenizerError("no text to train a tokenizer on: every sentence is empty. Give transcripts of the "
-                         "training split.")
+    raise TokenizerError("no text to train a tokenizer on: every sentence is empty. Give transcripts.")
 
 def _train(sentences, vocab_size, model_type, character_coverage):
     "A SentencePiece model, as bytes, of at most `vocab_size` pieces."
