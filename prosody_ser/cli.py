@@ -21,22 +21,8 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-from prosody_ser.config import (
-    BACKBONES,
-    MISSING,
-    ConfigError,
-    DecodingSettings,
-    EvaluateConfig,
-    GatherConfig,
-    TrainConfig,
-    TrainingError,
-    from_parameters,
-    is_required,
-    make_parser,
-    non_defaults,
-    parse_args,
-    setting,
-)
+# %% ../nbs/12_cli.ipynb #configimport0
+from .config import MISSING, ConfigError, EvaluateConfig, TrainConfig, TrainingError, setting
 
 # %% ../nbs/12_cli.ipynb #12traincommc006
 def quiet_libraries():
@@ -130,6 +116,9 @@ def _evaluate(config):
     from prosody_ser.evaluate import evaluate_checkpoint, metrics_table
     print(f"{metrics_table(evaluate_checkpoint(config))}\n\nreport: {config.output_dir}")
 
+# %% ../nbs/12_cli.ipynb #configimport3
+from .config import from_parameters, is_required, make_parser, non_defaults, parse_args
+
 # %% ../nbs/12_cli.ipynb #crossvalcmd
 @dataclass(kw_only=True)
 class _CrossvalConfig:
@@ -143,7 +132,7 @@ class _CrossvalConfig:
     def __post_init__(self):
         if (self.manifests is None) == (self.fold_dir is None):
             raise ConfigError("give one of them: --manifests to make folds of, or --fold_dir with folds.")
-        if self.folds and self.fold_dir: raise ConfigError("--folds makes folds, --fold_dir has them: name one")
+        if self.folds and self.fold_dir: raise ConfigError("--folds makes folds, --fold_dir has some.")
 
 def _parse_crossval(argv, about):
     "Settings of the folds, and those of training, which are taken too."
@@ -187,6 +176,9 @@ def _gather(config):
     from prosody_ser.ablation import compare_runs, comparison_table
     table = comparison_table(compare_runs(config.runs, config.out, config.ignore))
     print(f"{table}\n\n{Path(config.out)/'comparison.md'}")
+
+# %% ../nbs/12_cli.ipynb #configimport2
+from .config import BACKBONES, DecodingSettings
 
 # %% ../nbs/12_cli.ipynb #predictcmd
 @dataclass(kw_only=True)
@@ -358,6 +350,9 @@ def _memory(config):
     asked = vars(config)
     print(memory_table(half=not asked.pop("no_amp"), **asked))
 
+# %% ../nbs/12_cli.ipynb #configimport1
+from .config import GatherConfig
+
 # %% ../nbs/12_cli.ipynb #commands
 class _Command(NamedTuple):
     settings: type         # its configuration
@@ -381,7 +376,7 @@ COMMANDS = dict(
     demo=_Command(_DemoConfig, _demo),
     train=_Command(TrainConfig, train_and_report, "Train, choose the best epoch on validation, and test it."),
     evaluate=_Command(EvaluateConfig, _evaluate, "Score a checkpoint on a manifest and write a report."),
-    ablation=_Command(TrainConfig, _ablation, "Train once for each alpha; the best on validation is the model.",
+    ablation=_Command(TrainConfig, _ablation, "Train once for each alpha; keep the best on validation.",
                       _STUDY),
     crossval=_Command(_CrossvalConfig, _crossval, more=_FOLDS),
     gather=_Command(GatherConfig, _gather, "Finished runs in one table: settings that differ, scores."),

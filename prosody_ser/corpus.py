@@ -28,18 +28,7 @@ import soundfile as sf
 import soxr
 from tqdm.auto import tqdm
 
-from prosody_ser.data import (
-    SAMPLING_RATE,
-    Manifest,
-    ManifestError,
-    Utterance,
-    describe,
-    emotion_names,
-    read_manifest,
-    speaker_folds,
-    split_by_group,
-    write_manifest,
-)
+from .data import SAMPLING_RATE, ManifestError, Utterance, read_manifest, write_manifest
 
 # %% ../nbs/00b_corpus.ipynb #c008
 # of a language: eSpeak's voice; the word between two objects; who may act; verb -> (its objects, its adverbs)
@@ -293,6 +282,9 @@ def make_demo_corpus(
         _move_into_place(Path(built), out_dir)
     return out_dir
 
+# %% ../nbs/00b_corpus.ipynb #dataimport0
+from .data import Manifest, describe
+
 # %% ../nbs/00b_corpus.ipynb #e002
 def demo_corpus(
     folder="runs/corpus", # of the corpus; made where it is not there yet
@@ -519,6 +511,9 @@ def cremad(
             rows.append(Utterance(path, words, None, emotion, m[1], m[0]))
     return _checked(rows, notes, source, "CREMA-D", "recording named like AudioWAV/1001_DFA_ANG_XX.wav",
                     "Clone https://github.com/CheyneyComputerScience/CREMA-D with Git LFS")
+
+# %% ../nbs/00b_corpus.ipynb #dataimport1
+from .data import emotion_names, speaker_folds, split_by_group
 
 # %% ../nbs/00b_corpus.ipynb #01brecipesc030
 _RECIPES = dict(emodb=emodb, iemocap=iemocap, ravdess=ravdess, cremad=cremad)

@@ -219,7 +219,7 @@ def beam_decode(
     blank=4,                              # blank id
     beam=DecodingSettings.beam_width,       # prefixes kept
     top_k=DecodingSettings.top_k,           # tokens of a frame that may grow a prefix
-    blank_skip=DecodingSettings.blank_skip, # merge frames whose blank posterior is above this; None: merge none
+    blank_skip=DecodingSettings.blank_skip, # merge frames with more blank than this; None: merge none
     lm=None,                              # a language model of words, such as WordLM
 ):                                        # token ids of each utterance, a list of lists
     "Prefix beam search of a batch (Hannun et al. 2014), on any device"
