@@ -305,6 +305,9 @@ def _move_into_place(built, folder):
     for name in [*(f"{split}.jsonl" for split in _SPLITS), "corpus.json"]:
         os.replace(built/name, folder/name)
 
+# %% ../nbs/00b_corpus.ipynb #dataimport1
+from .data import emotion_names, speaker_folds, split_by_group
+
 # %% ../nbs/00b_corpus.ipynb #c006
 _LFS_POINTER = "a Git LFS pointer, no audio (run git lfs pull)"
 
@@ -511,9 +514,6 @@ def cremad(
             rows.append(Utterance(path, words, None, emotion, m[1], m[0]))
     return _checked(rows, notes, source, "CREMA-D", "recording named like AudioWAV/1001_DFA_ANG_XX.wav",
                     "Clone https://github.com/CheyneyComputerScience/CREMA-D with Git LFS")
-
-# %% ../nbs/00b_corpus.ipynb #dataimport1
-from .data import emotion_names, speaker_folds, split_by_group
 
 # %% ../nbs/00b_corpus.ipynb #01brecipesc030
 _RECIPES = dict(emodb=emodb, iemocap=iemocap, ravdess=ravdess, cremad=cremad)

@@ -34,7 +34,7 @@ from transformers.trainer_callback import TrainerState
 from .audit import audit, summary
 from .backbones import encoder_config, return_freed_memory
 from .config import DECODING_SETTINGS, ConfigError, TrainConfig, from_parameters, unused_settings
-from .data import ManifestError, SpeechDataset, check_audio, describe, emotion_names, read_manifest
+from .data import ManifestError, SpeechDataset, emotion_names, read_manifest, write_manifest
 from .decoding import WordLM, decoder_options
 from .evaluate import metrics_table, write_report
 from .evaluation import calibrate
@@ -59,6 +59,9 @@ def _check_labels(splits, files, tasks):
             others = " ".join(f"--use_alpha_{t}" for t in tasks if t != task) or "name other heads"
             raise ManifestError(f"{files[split]}: no row has a label for the {head} head ({field} is missing "
                                 f"everywhere). Add labels, or leave that head out: {others}.")
+
+# %% ../nbs/09b_training.ipynb #dataimport1
+from .data import check_audio, describe, rows_digest
 
 # %% ../nbs/09b_training.ipynb #data3
 def _check_splits(config, splits, index):
@@ -209,7 +212,7 @@ def prepare_training(
         return data, prepare_tokenizer(config, data["train"].utterances)
 
 # %% ../nbs/09b_training.ipynb #runimport0
-from .run import archive_previous_run, recover_swap, swap_folder
+from .run import archive_previous_run, history_from_log, recover_swap, swap_folder
 
 # %% ../nbs/09b_training.ipynb #fit2
 def _ready_folder(config):
@@ -242,9 +245,6 @@ def _failure_reported(config):
     except BaseException:
         close_trackers(config, failed=True)
         raise
-
-# %% ../nbs/09b_training.ipynb #runimport1
-from .run import history_from_log
 
 # %% ../nbs/09b_training.ipynb #fit3
 def fit(
@@ -450,9 +450,6 @@ def run_training(
 ) -> dict:      # metrics of the best model on the test set; {} without one
     "Train, keep the best model on validation, test it once, and leave a run folder with everything."
     return train_and_test(config, *prepare_training(config, index))
-
-# %% ../nbs/09b_training.ipynb #dataimport1
-from .data import rows_digest, write_manifest
 
 # %% ../nbs/09b_training.ipynb #python2
 def _audio_folders(given, rows):
