@@ -228,6 +228,9 @@ class _TaskWeights:
         yield from (p for n, p in self.backbone.named_parameters() if n.endswith("masked_spec_embed"))
 
 # %% ../nbs/06_model.ipynb #c018
+class _States(deque):
+    "Hidden states that wrappers of the model pass on as they are."
+
 @dataclass
 class ProsodySEROutput(ModelOutput):
     "What `ProsodySER` returns; a task that is off, or has no labels, leaves its fields None."
@@ -241,7 +244,7 @@ class ProsodySEROutput(ModelOutput):
     lengths: torch.Tensor | None = None         # (B,) frames
     spans: torch.Tensor | None = None           # (B, W, 2) frames of each word
     ctc_terms: dict | None = None               # detached values of CTC and each of its regularisers
-    hidden_states: deque | None = None          # with return_states: (B, T, H) of each layer
+    hidden_states: _States | None = None        # with return_states: (B, T, H) of each layer
 
     @property
     def asr_logits(self):
@@ -317,7 +320,7 @@ class ProsodySER(_WordAlignment, _TaskWeights, _SpeechModel):
                 target_lengths=None, token_word=None, word_counts=None, prosody=None, row=None,
                 return_states=False):
         "Logits, and a loss for each task whose labels are given; arguments as in a `Collator` batch."
-        shared, config = deque() if return_states else None, self.config
+        shared, config = _States() if return_states else None, self.config
         task_hidden, lengths = self.encode(audio, audio_lengths, states, frames, shared)
         out = ProsodySEROutput(lengths=lengths, hidden_states=shared)
         if self.ser:
