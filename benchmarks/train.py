@@ -11,11 +11,11 @@ its own: on the CPU the growth of the resident set over what it was before the m
 convolution operations of a middling batch's step (PyTorch's count; what lean CTC computes twice counts twice) over its
 time; "of matmul" is their share of what one large matrix product reaches on the same machine.
 
-On a CPU much of our own peak can be freed memory: glibc keeps freed blocks below the limit that the trainer's
-`return_freed_memory` sets, and at 6 MiB it keeps the hidden states of the largest batch (80 s, 6.1 MB each), between which holes
-remain. At V 16000 and batch 8 the old style takes 7.23 GB and ours 1.55 GB (1/4.7) with a limit of 6 MiB, 1.21 GB (1/6.0) with
-4 MiB and 1.14 GB (1/6.3) with 2 MiB; two threads or huge pages for the heap (GLIBC_TUNABLES=glibc.malloc.hugetlb=1) change that
-by less than 5 %. The lower limits cost time in page faults: 6 % and 13 % of the CPU time on a virtual machine.
+On a CPU much of our own peak can be freed memory: glibc keeps freed blocks below a limit, and between the hidden states of the
+largest batch (80 s, 6.1 MB each) holes would remain. `return_freed_memory` sets the limit to 4 MiB. At V 16000 and batch 8 the
+old style takes 7.23 GB and ours 1.21 GB (1/6.0); with 6 MiB it was 1.55 GB (1/4.7), with 2 MiB it would be 1.14 GB (1/6.3). Two
+threads or huge pages for the heap (GLIBC_TUNABLES=glibc.malloc.hugetlb=1) change that by less than 5 %. The lower limits cost
+time in page faults: 6 % and 13 % of the CPU time on a virtual machine.
 """
 import argparse
 import json

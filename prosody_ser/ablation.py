@@ -142,6 +142,7 @@ def _plot_runs(runs, by, labels, titles, best=None, published=None):
         ax.set_title(title + ("\nlower is better" if key in LOWER_IS_BETTER else ""), fontsize=8)
         ax.grid(axis="x", alpha=.3)
         ax.tick_params(axis="x", labelsize=7)
+        ax.locator_params(axis="x", nbins=4)
     axes[0, 0].set_yticks(range(len(labels)), labels, fontsize=8)
     axes[0, 0].set_ylim(len(labels) - .5, -.5)
     return fig
