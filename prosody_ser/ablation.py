@@ -466,8 +466,7 @@ class RunTable:
     def __init__(self,
                  facts,          # of each run, from read_runs
                  left_out=None): # dict: path -> why it is not in the table
-        compared = [f["compared"] for f in facts]
-        compared = pd.DataFrame(compared, dtype=object)
+        compared = pd.DataFrame([f["compared"] for f in facts], dtype=object)
         self.settings = [k for k in compared if compared[k].map(json.dumps).nunique() > 1]
         self.runs = pd.DataFrame([_scores_of(f) for f in facts]).join(compared[self.settings])   # a row a run
         self.metrics = [k for k in METRIC_NAMES if k in self.runs]

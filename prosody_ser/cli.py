@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DEMO', 'COMMANDS', 'PAGE_PARAMETERS', 'quiet_libraries', 'train_and_report', 'main', 'page_parameters',
-           'papermill_parameters', 'training_page', 'evaluation_page', 'gathering_page', 'settings_part', 'audit_part',
-           'figure_part', 'utterances_part']
+           'without_bars', 'papermill_parameters', 'training_page', 'evaluation_page', 'gathering_page',
+           'settings_part', 'audit_part', 'figure_part', 'utterances_part']
 
 # %% ../nbs/12_cli.ipynb #imports
 import argparse
@@ -425,6 +425,12 @@ def page_parameters(
     os.environ["TQDM_DISABLE"] = "1"       # bars would stay in the executed notebook, every one of them
     quiet_libraries()
     return found
+
+def without_bars(function, *args):
+    "The function's result; its progress bars would all stay in the executed notebook."
+    from IPython.utils.capture import capture_output
+    with capture_output(stdout=False, stderr=False, display=True):
+        return function(*args)
 
 def papermill_parameters(
     scope, # the notebook's globals()
