@@ -50,8 +50,9 @@ class Pooling(nn.Module):
         if kind not in POOLINGS:
             raise ValueError(f"pooling {kind!r} is unknown; choose {', '.join(POOLINGS)}.")
         self.kind, self.size = kind, hidden_size * (1 if kind == "mean" else 2)
-        layers = nn.Linear(hidden_size, 64), nn.Tanh(), nn.Linear(64, 1)
-        self.score = nn.Sequential(*layers) if kind == "attentive" else None
+        self.score = None
+        if kind == "attentive":
+            self.score = nn.Sequential(nn.Linear(hidden_size, 64), nn.Tanh(), nn.Linear(64, 1))
 
     def forward(self, hidden, lengths):  # (B, T, H), (B,) -> (B, H or 2H)
         weight = _frame_weights(lengths, hidden.shape[1])                             # (B, T, 1)

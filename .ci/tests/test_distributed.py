@@ -96,7 +96,7 @@ def test_sharded_weights(corpus, uneven, tmp_path):
     half = launch(corpus, uneven, tmp_path / "half", 2, "--alpha_mode", "uncertainty", program=[*sharded, "--bf16"])
     assert not any("ser/grad_share" in e for e in half[0]["train"])                  # no share is measured there
     for a, b in zip(one[0]["train"], half[0]["train"]):
-        assert [a[f"{t}/loss"] for t in ("ser", "asr", "prosody")] == pytest.approx([b[f"{t}/loss"] for t in ("ser", "asr", "prosody")], rel=0.08, abs=0.1, nan_ok=True)
+        assert [a[f"{t}/loss"] for t in ("ser", "asr", "prosody")] == pytest.approx([b[f"{t}/loss"] for t in ("ser", "asr", "prosody")], rel=0.03, abs=0.05, nan_ok=True)
     assert (tmp_path / "2/checkpoint-4").is_dir()                # the last one, two steps before the end
     again = launch(corpus, uneven, tmp_path / "2", 2, *steps, "--resume", program=sharded)
     same(two, again)
