@@ -61,13 +61,30 @@ def test_its_model_predicts_what_it_did(corpus, name):
         assert new["prominence"] == pytest.approx(old["prominence"], abs=1e-4)
 
 
-def test_it_goes_on(home):
+NAMES = ("audio_base_path", "train_jsonl", "val_jsonl", "test_jsonl", "tokenizer_path", "tokenizer_type", "vocab_size", "backbone", "backbone_path",
+         "checkpoint_interval", "num_workers", "gradient_accumulation_steps", "backbone_lr", "head_lr")
+
+
+def train_as_then(home, save_dir, *more):
+    """The command of the run, by its own record of settings."""
     settings = json.loads((OLD / "train_config.json").read_text())
-    names = ("audio_base_path", "train_jsonl", "val_jsonl", "test_jsonl", "tokenizer_path", "tokenizer_type", "vocab_size", "backbone", "backbone_path",
-             "save_dir", "checkpoint_interval", "num_workers", "gradient_accumulation_steps", "backbone_lr", "head_lr")
-    done = command("prosody_ser.train", *(x for n in names for x in (f"--{n}", settings[n])), "--num_epochs", "3", "--resume", cwd=home)
+    done = command("prosody_ser.train", *(x for n in NAMES for x in (f"--{n}", settings[n])), "--save_dir", save_dir, *more, cwd=home)
     assert done.returncode == 0, done.stderr[-3000:]
-    run = Run(home / "run")
+    return done, Run(home / save_dir)
+
+
+def test_the_same_command_learns_the_same(home):
+    """A seed gives the weights, the order and the losses that it gave then."""
+    _, run = train_as_then(home, "anew", "--num_epochs", "2")
+    then = Run(OLD).history
+    for split in ("train", "val"):
+        for new, old in zip(run.history[split], then[split], strict=True):
+            compared = [k for k in old if "runtime" not in k and "per_second" not in k]
+            assert {k: new[k] for k in compared} == pytest.approx({k: old[k] for k in compared}, rel=1e-3, abs=1e-3, nan_ok=True)
+
+
+def test_it_goes_on(home):
+    done, run = train_as_then(home, "run", "--num_epochs", "3", "--resume")
     assert "going on from run/checkpoint-4" in done.stdout and [e["epoch"] for e in run.history["val"]] == [1, 2, 3]
     assert run.history["val"][:2] == Run(OLD).history["val"]
 
