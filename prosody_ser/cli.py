@@ -21,8 +21,22 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-# %% ../nbs/12_cli.ipynb #configimport0
-from .config import MISSING, ConfigError, EvaluateConfig, TrainConfig, TrainingError, setting
+from prosody_ser.config import (
+    BACKBONES,
+    MISSING,
+    ConfigError,
+    DecodingSettings,
+    EvaluateConfig,
+    GatherConfig,
+    TrainConfig,
+    TrainingError,
+    from_parameters,
+    is_required,
+    make_parser,
+    non_defaults,
+    parse_args,
+    setting,
+)
 
 # %% ../nbs/12_cli.ipynb #12traincommc006
 def quiet_libraries():
@@ -116,9 +130,6 @@ def _evaluate(config):
     from prosody_ser.evaluate import evaluate_checkpoint, metrics_table
     print(f"{metrics_table(evaluate_checkpoint(config))}\n\nreport: {config.output_dir}")
 
-# %% ../nbs/12_cli.ipynb #configimport3
-from .config import from_parameters, is_required, make_parser, non_defaults, parse_args
-
 # %% ../nbs/12_cli.ipynb #crossvalcmd
 @dataclass(kw_only=True)
 class _CrossvalConfig:
@@ -176,9 +187,6 @@ def _gather(config):
     from prosody_ser.ablation import compare_runs, comparison_table
     table = comparison_table(compare_runs(config.runs, config.out, config.ignore))
     print(f"{table}\n\n{Path(config.out)/'comparison.md'}")
-
-# %% ../nbs/12_cli.ipynb #configimport2
-from .config import BACKBONES, DecodingSettings
 
 # %% ../nbs/12_cli.ipynb #predictcmd
 @dataclass(kw_only=True)
@@ -349,9 +357,6 @@ def _memory(config):
     from prosody_ser.model import memory_table
     asked = vars(config)
     print(memory_table(half=not asked.pop("no_amp"), **asked))
-
-# %% ../nbs/12_cli.ipynb #configimport1
-from .config import GatherConfig
 
 # %% ../nbs/12_cli.ipynb #commands
 class _Command(NamedTuple):

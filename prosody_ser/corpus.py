@@ -28,7 +28,18 @@ import soundfile as sf
 import soxr
 from tqdm.auto import tqdm
 
-from .data import SAMPLING_RATE, ManifestError, Utterance, read_manifest, write_manifest
+from prosody_ser.data import (
+    SAMPLING_RATE,
+    Manifest,
+    ManifestError,
+    Utterance,
+    describe,
+    emotion_names,
+    read_manifest,
+    speaker_folds,
+    split_by_group,
+    write_manifest,
+)
 
 # %% ../nbs/00b_corpus.ipynb #c008
 # of a language: eSpeak's voice; the word between two objects; who may act; verb -> (its objects, its adverbs)
@@ -282,9 +293,6 @@ def make_demo_corpus(
         _move_into_place(Path(built), out_dir)
     return out_dir
 
-# %% ../nbs/00b_corpus.ipynb #dataimport0
-from .data import Manifest, describe
-
 # %% ../nbs/00b_corpus.ipynb #e002
 def demo_corpus(
     folder="runs/corpus", # of the corpus; made where it is not there yet
@@ -304,9 +312,6 @@ def _move_into_place(built, folder):
         os.replace(wav, folder/"audio"/wav.name)
     for name in [*(f"{split}.jsonl" for split in _SPLITS), "corpus.json"]:
         os.replace(built/name, folder/name)
-
-# %% ../nbs/00b_corpus.ipynb #dataimport1
-from .data import emotion_names, speaker_folds, split_by_group
 
 # %% ../nbs/00b_corpus.ipynb #c006
 _LFS_POINTER = "a Git LFS pointer, no audio (run git lfs pull)"

@@ -30,18 +30,40 @@ from accelerate import PartialState
 from transformers import set_seed
 from transformers.trainer_callback import TrainerState
 
+from prosody_ser.data import (
+    ManifestError,
+    SpeechDataset,
+    check_audio,
+    describe,
+    emotion_names,
+    perturbation_speeds,
+    read_manifest,
+    rows_digest,
+    write_manifest,
+)
+from prosody_ser.run import (
+    Run,
+    archive_previous_run,
+    history_from_log,
+    is_main_process,
+    log_main,
+    log_once,
+    main_first,
+    recover_swap,
+    swap_folder,
+    write_history,
+)
+
 # %% ../nbs/09b_training.ipynb #imports2
 from .audit import audit, summary
 from .backbones import encoder_config, return_freed_memory
 from .config import DECODING_SETTINGS, ConfigError, TrainConfig, from_parameters, unused_settings
-from .data import ManifestError, SpeechDataset, emotion_names, read_manifest, write_manifest
 from .decoding import WordLM, decoder_options
 from .evaluate import metrics_table, write_report
 from .evaluation import calibrate
 from .heads import class_weights, log_prior
 from .inference import CachedDataset, FeatureCache, cache_folder, predict, predict_emotions
 from .model import add_lora, create_model, load_checkpoint, save_pt
-from .run import Run, is_main_process, log_main, log_once, main_first, write_history
 from .tokenizer import SentencePieceTokenizer, TokenizerError, frames_needed
 from .tracking import check_trackers, close_trackers, open_trackers, send_test, send_validation
 from .trainer import build_trainer, check_bf16, selection_metric
@@ -59,9 +81,6 @@ def _check_labels(splits, files, tasks):
             others = " ".join(f"--use_alpha_{t}" for t in tasks if t != task) or "name other heads"
             raise ManifestError(f"{files[split]}: no row has a label for the {head} head ({field} is missing "
                                 f"everywhere). Add labels, or leave that head out: {others}.")
-
-# %% ../nbs/09b_training.ipynb #dataimport1
-from .data import check_audio, describe, rows_digest
 
 # %% ../nbs/09b_training.ipynb #data3
 def _check_splits(config, splits, index):
@@ -112,9 +131,6 @@ def prepare_tokenizer(
     tokenizer = new.train_tokenizer([u.text for u in train if u.words])
     log_main(f"tokenizer: {len(tokenizer)} pieces trained on the training text, saved to {path}")
     return tokenizer
-
-# %% ../nbs/09b_training.ipynb #dataimport0
-from .data import perturbation_speeds
 
 # %% ../nbs/09b_training.ipynb #c026
 def _count_infeasible(train, tokenizer, frame_rate, fastest=1.0):
@@ -210,9 +226,6 @@ def prepare_training(
     data = load_splits(config, index)
     with main_first():
         return data, prepare_tokenizer(config, data["train"].utterances)
-
-# %% ../nbs/09b_training.ipynb #runimport0
-from .run import archive_previous_run, history_from_log, recover_swap, swap_folder
 
 # %% ../nbs/09b_training.ipynb #fit2
 def _ready_folder(config):
