@@ -1,5 +1,7 @@
 """Emotion, transcript and word prominence from one shared speech backbone."""
+import sys
 from importlib import import_module
+from types import ModuleType
 
 __version__ = "0.1.0"
 
@@ -8,6 +10,14 @@ _API = {  # name -> its room; loaded when it is asked for, so that the import it
     "Predictor": "inference", "Run": "run", "runs": "ablation",
 }
 __all__ = list(_API)
+
+
+def callable_module(function):
+    """Lets the module of a function be called like the function.
+
+    Once `prosody_ser.train` is imported, `ps.train` is that module, no longer ours; `ps.train(...)` works all the same."""
+    kind = type("CallableModule", (ModuleType,), {"__call__": staticmethod(function)})
+    sys.modules[function.__module__].__class__ = kind
 
 
 def __getattr__(name):

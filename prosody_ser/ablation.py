@@ -133,9 +133,9 @@ def _plot_runs(runs, by, labels, titles, best=None, published=None):
     size = 2.6 + 1.7 * len(titles), 1.1 + .2 * sum(1.5 + label.count("\n") for label in labels)
     fig, axes = plt.subplots(1, len(titles), figsize=size, layout="constrained", sharey=True, squeeze=False)
     for ax, (key, title) in zip(axes[0], titles.items(), strict=True):
-        for y, row in enumerate(group_runs(runs, by, [key]).to_dict("records")):
-            same = run_groups(runs, by)[y][key]
-            ax.plot(same, [y] * len(same), ".", color="0.7", ms=6)
+        rows = group_runs(runs, by, [key]).to_dict("records")
+        for y, (row, same) in enumerate(zip(rows, run_groups(runs, by), strict=True)):
+            ax.plot(same[key], [y] * len(same), ".", color="0.7", ms=6)
             _draw_mean(ax, y, row, key, "tab:green" if y == best else "tab:blue")
         if published is not None and key in published:
             ax.plot(published[key], range(len(labels)), "s", color="0.75", ms=4)

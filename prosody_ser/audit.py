@@ -9,7 +9,6 @@ __all__ = ['SEGMENT', 'Finding', 'series_of', 'report', 'summary', 'to_json', 'e
 # %% ../nbs/02b_audit.ipynb #imports
 import json
 import re
-import sys
 import tomllib
 import unicodedata
 from collections import Counter
@@ -20,13 +19,13 @@ from hashlib import blake2b
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pandas as pd
 from scipy.ndimage import binary_opening
 from tqdm.auto import tqdm
 
+from . import callable_module
 from .data import ManifestError, Utterance, audio_path, decode_audio, emotion_names, read_rows
 from .tokenizer import frames_needed, look_alikes, repair_word, strip_punctuation
 
@@ -596,8 +595,4 @@ def plot_splits(
     return fig
 
 # %% ../nbs/02b_audit.ipynb #callable
-class _CallableModule(ModuleType):
-    "This module, which can be called as its function."
-    __call__ = staticmethod(audit)
-
-sys.modules[__name__].__class__ = _CallableModule
+callable_module(audit)

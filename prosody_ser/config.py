@@ -324,6 +324,8 @@ def _contradictions(c) -> Iterator[str]:
                "of the heads that are on a weight above 0.")
     if c.cpu_bf16 and not c.use_amp:
         yield "--cpu_bf16 asks for 16-bit arithmetic, --no_use_amp for none. Choose one."
+    if c.wandb_tags and not (c.use_wandb or "wandb" in (c.report_to or [])):
+        yield "--wandb_tags are for W&B. Add --use_wandb, or leave them out."
     if c.mix_lr is not None and not c.layer_mix:
         yield "--mix_lr is for the layer mixes, which --no_layer_mix leaves out. Choose one."
     yield from _backbone_contradictions(c)
@@ -412,7 +414,7 @@ EXECUTION_SETTINGS = {"num_workers", "pin_memory", "prefetch_factor", "log_steps
 PATH_SETTINGS = {"audio_base_path", "train_jsonl", "val_jsonl", "test_jsonl", "tokenizer_path"}
 
 # %% ../nbs/01_config.ipynb #c010
-@dataclass
+@dataclass(kw_only=True)
 class EvaluateConfig(DecodingSettings):
     "Settings of an evaluation."
     checkpoint_path: str = setting(MISSING, "best_model folder, best_model.pt, or hub id")

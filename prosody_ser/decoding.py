@@ -451,14 +451,6 @@ def _enclosing_spans(start, end, index, n):  # (B, N) three times -> (B, n, 2)
     last = end.new_full(shape, -1).scatter_reduce(1, index, end, "amax")[:, :n]
     return torch.stack([first, last], -1).masked_fill((last < 0)[..., None], -1)
 
-def _align(columns, mask, frame_lengths, targets, target_lengths, cells=2**22):
-    "Token spans from a function that gives the scores of the blank and the targets' tokens at some frames"
-    path = _best_path(columns, mask, targets, target_lengths, cells)        # (B, T)
-    feasible = ~infeasible(frame_lengths, targets, target_lengths) & (target_lengths > 0)       # (B,)
-    token = torch.where((path % 2 == 1) & mask & feasible[:, None], path // 2, -1)              # (B, T)
-    frame = torch.arange(mask.shape[1], device=mask.device).expand_as(token)
-    return _enclosing_spans(frame, frame + 1, token, targets.shape[1])
-
 @torch.no_grad()
 def align_logits(
     logits,         # a tensor (B, T, V) or HeadLogits
@@ -466,12 +458,16 @@ def align_logits(
     targets,        # token ids, padded with -100 (B, L)
     target_lengths, # valid tokens (B,)
     blank=4,        # blank id
+    cells=2**22,    # with more CTC states than this, go through the utterances in segments
 ):                 # [first, last + 1) frame of each token (B, L, 2); -1 for padding, infeasible or empty rows
     "Token spans under the best CTC path (Viterbi)"
     logits, mask = _as_logits(logits), frame_mask(frame_lengths, logits.shape[1])               # (B, T)
     ids = F.pad(targets.clamp(min=0), (1, 0), value=blank)                  # (B, 1+L)
-    labels = frame_lengths, targets, target_lengths
-    return _align(lambda frames: logits.columns(ids, frames), mask, *labels)
+    path = _best_path(lambda frames: logits.columns(ids, frames), mask, targets, target_lengths, cells)
+    feasible = ~infeasible(frame_lengths, targets, target_lengths) & (target_lengths > 0)       # (B,)
+    token = torch.where((path % 2 == 1) & mask & feasible[:, None], path // 2, -1)              # (B, T)
+    frame = torch.arange(mask.shape[1], device=mask.device).expand_as(token)
+    return _enclosing_spans(frame, frame + 1, token, targets.shape[1])
 
 # %% ../nbs/05b_decoding.ipynb #c081
 def word_spans(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCORE_PARTS', 'show_html', 'table_html', 'markdown_table', 'score_text', 'metrics_rows', 'metrics_table', 'Scores',
-           'notes_html', 'players', 'card_html', 'cards_html', 'write_report', 'evaluate_model', 'evaluate_checkpoint',
-           'compare_models']
+           'notes_html', 'sound_html', 'players', 'bars_html', 'card_html', 'cards_html', 'write_report',
+           'evaluate_model', 'evaluate_checkpoint', 'compare_models']
 
 # %% ../nbs/07b_report.ipynb #ascommand
 #| eval: false
@@ -29,7 +29,7 @@ from sklearn.metrics import precision_recall_fscore_support
 
 from . import evaluation
 from .config import EvaluateConfig, from_parameters
-from .data import SAMPLING_RATE, ManifestError, load_audio
+from .data import SAMPLING_RATE, ManifestError, SpeechDataset, load_audio, read_manifest
 
 # %% ../nbs/07b_report.ipynb #style1
 _STYLE = """
@@ -67,16 +67,12 @@ _STYLE = """
 """
 
 # %% ../nbs/07b_report.ipynb #style2
-def _styled(*pieces):
-    "HTML pieces in the common style, as text."
-    return f'<style>{_STYLE}</style><div class="pser">{"".join(pieces)}</div>'
-
 def show_html(
     *pieces, # HTML texts
 ):           # an IPython HTML object; its attribute data is the text, for a widget
     "Pieces of HTML in the common style."
     from IPython.display import HTML
-    return HTML(_styled(*pieces))
+    return HTML(f'<style>{_STYLE}</style><div class="pser">{"".join(pieces)}</div>')
 
 # %% ../nbs/07b_report.ipynb #c006
 def table_html(
@@ -90,11 +86,11 @@ def table_html(
     return f"<table><thead>{line('th', head)}</thead><tbody>{body}</tbody></table>"
 
 def _number_table(head, rows):
-    "The same of numbers, which stand to the right."
+    "A table of numbers, aligned to the right."
     return f'<div class="number">{table_html(head, rows)}</div>'
 
 def _text_table(head, rows):
-    "The same as text."
+    "The table as plain text."
     if not rows: return "no scores: no row has a label"
     table = pd.DataFrame([r[1:] for r in rows], [r[0] for r in rows], head[1:]).to_string()
     return "\n".join(line.rstrip() for line in table.splitlines())
@@ -181,7 +177,7 @@ def _calibration_note(calibration, metrics):
             f"on: {c['ece_before']:.3f} and {c['ece_after']:.3f})")
 
 def _notes(metrics, settings):
-    "Sentences to read with the scores, and those that warn."
+    "Sentences to read with the scores."
     drawn, calibration = settings.get("intervals"), settings.get("calibration")
     notes = [evaluation.describe_intervals(drawn)] if drawn else []
     if calibration:
@@ -191,8 +187,7 @@ def _notes(metrics, settings):
     if "ser/aurc" in metrics:
         notes += [f"area under the risk-coverage curve {metrics['ser/aurc']:.3f} "
                   f"(floor {metrics['ser/aurc_floor']:.3f}, lower is better)"]
-    advice = evaluation.ctc_advice(metrics, settings.get("ctc") or {})
-    return notes, [advice] if advice else []
+    return notes
 
 # %% ../nbs/07b_report.ipynb #scores2
 class Scores(dict):
@@ -209,26 +204,21 @@ class Scores(dict):
         self.settings, self.report = settings or {}, report
 
     @property
-    def metrics(self):
-        "The metrics as a plain dict."
-        return dict(self)
-
-    @property
     def notes(self):
         "Sentences to read with the scores."
-        return _notes(self, self.settings)[0]
+        return _notes(self, self.settings)
 
     @property
     def warnings(self):
         "Sentences that must not be missed."
-        return _notes(self, self.settings)[1]
+        return list(filter(None, [evaluation.ctc_advice(self, self.settings.get("ctc") or {})]))
 
     def __repr__(self):
-        main, *classes = [_text_table(*t) for title, t in _tables(self).items() if title != "Transcript"]
+        main, *classes = [_text_table(*t) for t in _tables(self).values()]
         return "\n\n".join(filter(None, [main, "\n".join(self.notes), *classes, *self.warnings]))
 
     def _repr_html_(self):
-        return _styled(*_scores_html(self))
+        return show_html(*_scores_html(self)).data
 
     def plot(self, ax=None):
         "The confusion matrix. Returns the Axes."
@@ -250,8 +240,6 @@ def _tables(scores):
     tables = {"Scores": metrics_rows(scores)}
     if "ser/ua" in scores and scores.records:
         tables["Emotions"] = _class_rows(scores.records, scores.names)
-    if "asr/wer" in scores:
-        tables["Transcript"] = _transcript_rows(scores)
     return tables
 
 def _paragraphs(sentences, kind):
@@ -267,7 +255,7 @@ def notes_html(
 
 def _scores_html(scores):
     "Pieces of HTML: scores, notes, emotions, and a link to the report."
-    main, *classes = [_number_table(*t) for title, t in _tables(scores).items() if title != "Transcript"]
+    main, *classes = [_number_table(*t) for t in _tables(scores).values()]
     pieces = [main, *_paragraphs(scores.warnings, "warn"), *_paragraphs(scores.notes, "note"), *classes]
     if scores.report:
         page = escape(Path(scores.report).as_posix())
@@ -289,23 +277,25 @@ _PAGE_BYTES = 8_000_000      # of sound on a page; what is over has no player
 _SOUND = {"FLAC": ("flac", dict(subtype="PCM_16")),
           "MP3": ("mpeg", dict(subtype="MPEG_LAYER_III", compression_level=0.8))}
 
-def _clip(record, audio_base_path, seconds, form):
-    "The beginning of an utterance as the bytes of a file, 16 kHz."
-    start, file = record.get("start") or 0, io.BytesIO()
-    end = min(start + seconds, record.get("end") or float("inf"))
-    audio = load_audio(Path(audio_base_path)/record["audio_filepath"], start, end)
-    sf.write(file, audio.clip(-1, 1), SAMPLING_RATE, format=form, **_SOUND[form][1])
-    return file.getvalue()
+def sound_html(
+    samples,     # (S,), 16 kHz
+    form="FLAC", # or MP3: smaller
+) -> str:
+    "A player with the sound inside."
+    file = io.BytesIO()
+    sf.write(file, samples.clip(-1, 1), SAMPLING_RATE, format=form, **_SOUND[form][1])
+    source = f"data:audio/{_SOUND[form][0]};base64,{b64encode(file.getvalue()).decode()}"
+    return f'<audio controls preload="metadata" src="{source}"></audio>'
 
 def _player(record, audio_base_path, seconds, form):
-    "HTML of a player, or of why there is none; and the size of its sound."
-    if audio_base_path is None or not record.get("audio_filepath"): return "", 0
+    "A player of the beginning of an utterance, or why there is none."
+    if audio_base_path is None or not record.get("audio_filepath"): return ""
+    start = record.get("start") or 0
+    end = min(start + seconds, record.get("end") or float("inf"))
     try:
-        sound = b64encode(_clip(record, audio_base_path, seconds, form)).decode()
+        return sound_html(load_audio(Path(audio_base_path)/record["audio_filepath"], start, end), form)
     except ManifestError as e:
-        return f'<p class="note">{escape(str(e))}</p>', 0
-    source = f"data:audio/{_SOUND[form][0]};base64,{sound}"
-    return f'<audio controls preload="metadata" src="{source}"></audio>', len(sound)
+        return f'<p class="note">{escape(str(e))}</p>'
 
 # %% ../nbs/07b_report.ipynb #players0
 _CLIP_SECONDS = 15.0
@@ -319,15 +309,15 @@ def players(
     "A player for each utterance, while there is room."
     made, room = [], _PAGE_BYTES
     for record in records:
-        html, size = _player(record, audio_base_path, seconds, form)
-        if size > room:
-            html, size = '<p class="note">no room for more sound on this page</p>', 0
+        html = _player(record, audio_base_path, seconds, form)
+        if len(html) > room:
+            html = '<p class="note">no room for more sound on this page</p>'
         made.append(html)
-        room -= size
+        room -= len(html)
     return made
 
 # %% ../nbs/07b_report.ipynb #c012
-def _bars_html(
+def bars_html(
     probabilities, # dict: name -> probability
     true=None,     # the name whose bar is coloured
 ) -> str:
@@ -359,7 +349,7 @@ def card_html(
         emotion = f'<h3><span class="truth">{true}</span> heard as {predicted}</h3>'
     source = [record.get("id"), record.get("speaker") and f"speaker {record['speaker']}"]
     note = f'<p class="note">{escape(" · ".join(str(s) for s in source if s))}</p>'
-    bars = _bars_html(record["probabilities"], record["emotion"]) if "probabilities" in record else ""
+    bars = bars_html(record["probabilities"], record["emotion"]) if "probabilities" in record else ""
     texts = {"said": _words_html(record), "heard": "(nothing)" if heard == "" else escape(heard or "")}
     lines = [f'<p class="text"><em>{k}</em><span dir="auto">{t}</span></p>' for k, t in texts.items() if t]
     return f"<article>{emotion}{note}{player}{bars}{''.join(lines)}</article>"
@@ -427,7 +417,8 @@ def _page_html(scores, figures, audio_base_path):
     "The report as one HTML file."
     notes = [f"{len(scores.records)} utterances", *scores.notes]
     parts = ["<h1>Evaluation</h1>", *_paragraphs(notes, "note"), *_paragraphs(scores.warnings, "warn")]
-    tables = [f"<section><h2>{k}</h2>{_number_table(*t)}</section>" for k, t in _tables(scores).items()]
+    tables = _tables(scores) | ({"Transcript": _transcript_rows(scores)} if "asr/wer" in scores else {})
+    tables = [f"<section><h2>{k}</h2>{_number_table(*t)}</section>" for k, t in tables.items()]
     parts += ['<div class="tables">', *tables, "</div>"]
     if figures:
         parts += ["<h2>Figures</h2><div class=figures>", *map(_figure_html, figures), "</div>"]
@@ -487,7 +478,6 @@ def evaluate_model(
     **settings,      # of EvaluateConfig: batch_size, device, decode_method, beam_width, ...
 ) -> Scores:
     "Score a model on labelled utterances. Raises `TypeError` for a setting that does not exist."
-    from prosody_ser.data import SpeechDataset
     from prosody_ser.decoding import decoder_options
     from prosody_ser.inference import pick_device, predict
     inputs = dict(audio_base_path=str(audio_base_path), output_dir=str(output_dir or ""),
@@ -511,11 +501,10 @@ def evaluate_checkpoint(
     config, # EvaluateConfig
 ) -> Scores:
     "Score a checkpoint on a manifest and write the report."
-    from prosody_ser.data import read_manifest
     from prosody_ser.model import check_tokenizer, load_checkpoint
     from prosody_ser.tokenizer import SentencePieceTokenizer
     model = load_checkpoint(config.checkpoint_path)
-    if model.asr:
+    if model.asr and config.tokenizer_path:
         tokenizer = SentencePieceTokenizer(model.config.vocab_size, model_path=config.tokenizer_path)
         check_tokenizer(model, tokenizer.load_tokenizer())
         model.processor.tokenizer = tokenizer

@@ -33,10 +33,8 @@ METRIC_NAMES = {
 LOWER_IS_BETTER = {"asr/wer", "asr/cer", "asr/wer_normalised", "asr/cer_normalised", "ser/ece", "ser/aurc"}
 
 # %% ../nbs/07_evaluation.ipynb #ser1
-def _ser_scores(
-    counts, # (R, C, C) confusion matrices, true classes in rows
-) -> dict:  # metric -> (R,)
-    "WA, UA, macro and weighted F1 of each matrix."
+def _ser_scores(counts):
+    "WA, UA, macro and weighted F1 (R,) of confusion matrices (R, C, C), true classes in rows."
     hits, true, predicted = counts.diagonal(axis1=1, axis2=2), counts.sum(2), counts.sum(1)     # (R, C)
     classes, n = (true > 0).sum(1), true.sum(1)                                                 # (R,)
     recall, f1 = hits / true.clip(1), 2 * hits / (true + predicted).clip(1) * (true > 0)        # (R, C)
@@ -44,11 +42,8 @@ def _ser_scores(
             "ser/macro_f1": f1.sum(1) / classes, "ser/weighted_f1": (f1 * true).sum(1) / n}
 
 # %% ../nbs/07_evaluation.ipynb #ser2
-def _with_floors(
-    scores_of, # such as _ser_scores
-    counts,    # (C, C) confusion matrix
-) -> dict:
-    "The scores, and as KEY_floor the best that one answer for every row gets."
+def _with_floors(scores_of, counts):
+    "The scores of a confusion matrix (C, C), and as KEY_floor the best that one answer for every row gets."
     constant = np.eye(len(counts))[:, None, :] * counts.sum(1)[None, :, None]      # (C, C, C): all answer c
     scores = {k: float(v[0]) for k, v in scores_of(counts[None]).items()}
     return scores | {f"{k}_floor": float(v.max()) for k, v in scores_of(constant).items()}
@@ -303,9 +298,10 @@ def asr_metrics(
     "Word and character error rates, raw and normalised, with floors; the parts of the raw word errors."
     counts = _asr_counts(references, hypotheses).sum(0)                                 # (rates, 4)
     rates = {k: float(v[0]) for k, v in _asr_scores(counts[None]).items() if np.isfinite(v[0])}
-    parts = zip(("substitutions", "deletions", "insertions"), counts[0] / counts[0, 3], strict=False)
-    return (rates | {f"{k}_floor": 1.0 for k in rates} | {f"asr/{k}": float(v) for k, v in parts}
-            | {"asr/n": len(references)})
+    floors, *edits, words = {f"{k}_floor": 1.0 for k in rates}, *counts[0].tolist()
+    names = ("asr/substitutions", "asr/deletions", "asr/insertions") if words else ()
+    edits = {k: n / words for k, n in zip(names, edits, strict=False)}
+    return rates | floors | edits | {"asr/n": len(references)}
 
 # %% ../nbs/07_evaluation.ipynb #ctc0
 def _ctc_health(records):
@@ -377,10 +373,8 @@ def score(
 # %% ../nbs/07_evaluation.ipynb #c006
 _MIN_GROUPS, _FEW_GROUPS = 3, 10
 
-def _bootstrap_groups(
-    records, # from predict
-):           # group (N,) of each record as an index; dict: by, groups, note where the interval needs care
-    "What the bootstrap draws: speakers, else films, else utterances."
+def _bootstrap_groups(records):  # -> (N,), dict: by, groups, note where the interval needs care
+    "What the bootstrap draws, as the index of each record's group: speakers, else films, else utterances."
     rows = [(str(r["id"]), r.get("audio_filepath"), r.get("start"), r.get("end")) if "id" in r else i
             for i, r in enumerate(records)]                         # one utterance under several seeds is one
     owner, n = _indices([r.get("group") or row for r, row in zip(records, rows, strict=True)])
@@ -430,12 +424,12 @@ def _draw_ser(records, owner, *draws):
     return _ser_scores(_drawn_sums(counts, owner, *draws))
 
 def _draw_asr(records, owner, *draws):
-    "The same of the transcripts."
+    "Scores (resamples,) of the transcripts in each drawn set."
     counts = _asr_counts([r["text"] for r in records], [r["hypothesis"] for r in records])
     return _asr_scores(_drawn_sums(counts, owner, *draws))
 
 def _draw_prosody(records, owner, *draws):
-    "The same of the prominent words."
+    "Scores (resamples,) of the prominent words in each drawn set."
     marks, p = (np.array(_words(records, k), float) for k in ("prosody_annotations", "prominence"))
     owner = owner.repeat([len(r["prosody_annotations"]) for r in records])                  # (M,) words
     counts = np.eye(4)[(2 * marks + (p > .5)).astype(int)].reshape(-1, 2, 2)                # (M, 2, 2)
@@ -505,15 +499,13 @@ def run_groups(
     by,   # columns of the settings that differ
 ) -> list: # of DataFrames
     "The runs of each combination of settings, in the order of these."
-    groups = {}
-    for i, values in enumerate(runs[by].values.tolist()):
-        groups.setdefault(json.dumps(list(map(_sort_key, values))), []).append(i)
-    return [runs.iloc[groups[key]] for key in sorted(groups, key=json.loads)]
+    keys = [tuple(map(_sort_key, values)) for values in runs[by].values.tolist()]
+    return [same for _, same in runs.groupby(pd.Series(keys, runs.index, dtype=object))]
 
 def _sort_key(value):
     "None, numbers, texts, then lists."
-    if value is None: return [0, 0]
-    return [1, value] if isinstance(value, int | float) else [2 + isinstance(value, list), json.dumps(value)]
+    if value is None: return 0, 0
+    return (1, value) if isinstance(value, int | float) else (2 + isinstance(value, list), json.dumps(value))
 
 # %% ../nbs/07_evaluation.ipynb #pair0
 def paired_difference(

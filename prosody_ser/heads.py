@@ -130,10 +130,6 @@ class CTCHead(nn.Module):
     def forward(self, hidden):  # (B, T, H) from mix -> (B, T, H), ready for out
         return self.dropout(self.norm(hidden))
 
-    def logits(self, hidden):  # (B, T, H) -> (B, T, V)
-        "Token logits of every frame."
-        return self.out(hidden)
-
 # %% ../nbs/04_heads.ipynb #c023
 def _span_pool(
     hidden, # (B, T, H)

@@ -7,9 +7,7 @@ __all__ = ['Prediction', 'pick_device', 'Predictor', 'decode_batch', 'to_records
            'predict_emotions', 'cache_folder', 'FeatureCache', 'CachedDataset']
 
 # %% ../nbs/06b_inference.ipynb #imports
-import base64
 import hashlib
-import io
 import json
 import sys
 import uuid
@@ -18,7 +16,6 @@ from html import escape
 from pathlib import Path
 
 import numpy as np
-import soundfile as sf
 import soxr
 import torch
 from tqdm.auto import tqdm
@@ -31,32 +28,12 @@ from .model import Collator, load_checkpoint
 from .tokenizer import frames_needed
 
 # %% ../nbs/06b_inference.ipynb #n005
-_ROW = "display:grid;grid-template-columns:7em 12em 4em;gap:.6em;align-items:center"
-_BAR = "display:block;height:.7em;border-radius:3px;background:#4a86e8"
-_WORD = "display:inline-block;margin:.15em;padding:.1em .4em;border-radius:4px;text-align:center"
-_SMALL = "font-size:.8em;opacity:.75"
-
-def _bars_html(probabilities):
-    "A bar for each emotion, the likeliest first."
-    bar = f'<div class="pser-bar" style="{_ROW}">'
-    return "".join(f'{bar}<span>{escape(name)}</span><span><span style="{_BAR};'
-                   f'width:{100 * p:.1f}%"></span></span><span>{p:.2f}</span></div>'
-                   for name, p in sorted(probabilities.items(), key=lambda item: -item[1]))
-
 def _word_html(word):
     "A word over its time and its prominence, which the colour shows too."
-    p = word.get("prominence", 0.0)
-    style = f"{_WORD};background:rgba(240,140,30,{.55 * p:.2f});font-weight:{700 if p > .5 else 400}"
+    p, kind = word.get("prominence", 0.0), "timed prominent" if word.get("prominent") else "timed"
     note = f"{word['start']:.2f} s" + (f" · {p:.2f}" if "prominence" in word else "")
-    small = f'<br><span style="{_SMALL}">{note}</span>'
-    return f'<span class="pser-word" style="{style}">{escape(word["word"])}{small}</span>'
-
-def _player_html(samples):
-    "A player with the sound inside, as FLAC."
-    file = io.BytesIO()
-    sf.write(file, samples.clip(-1, 1), SAMPLING_RATE, format="FLAC", subtype="PCM_16")
-    sound = base64.b64encode(file.getvalue()).decode()
-    return f'<audio controls style="height:2.2em" src="data:audio/flac;base64,{sound}"></audio>'
+    text = f'{escape(word["word"])}<small>{note}</small>'
+    return f'<span class="{kind}" style="--p:{100 * p:.0f}%">{text}</span>'
 
 # %% ../nbs/06b_inference.ipynb #n006
 _EVEN_SPLIT = "word times: an even split"
@@ -92,11 +69,13 @@ class Prediction(dict):
         return fig
 
     def _repr_html_(self):
+        from prosody_ser.evaluate import bars_html, show_html, sound_html  # here: training needs no page
+
         note = f"{self.seconds:.2f} s" + ("; " + _EVEN_SPLIT if self._unplaced else "")
-        player = _player_html(self.samples) if self.seconds <= 30 else ""     # longer ones make a page heavy
-        parts = [f"<b>{escape(self.emotion or '')}</b>", _bars_html(self.probabilities or {}),
-                 "".join(map(_word_html, self.words or [])), f'<span style="{_SMALL}">{note}</span>', player]
-        return f'<div style="line-height:1.4">{"".join(f"<div>{p}</div>" for p in parts)}</div>'
+        player = sound_html(self.samples) if self.seconds <= 30 else ""      # longer ones make a page heavy
+        words = "".join(map(_word_html, self.words or []))
+        return show_html(f"<h3><b>{escape(self.emotion or '')}</b></h3>", bars_html(self.probabilities or {}),
+                         f'<p>{words}</p><p class="note">{note}</p>', player).data
 
 # %% ../nbs/06b_inference.ipynb #n008
 def pick_device(

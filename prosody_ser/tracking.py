@@ -20,6 +20,7 @@ from transformers import integrations
 
 from .config import ConfigError, non_defaults
 from .data import SAMPLING_RATE, ManifestError, Utterance, load_audio, plot_utterance
+from .evaluate import markdown_table
 from .evaluation import ctc_advice, plot_confusion, read_predictions, with_emotion
 from .model import Collator
 
@@ -250,12 +251,6 @@ def _send_to_trackio(config, results):
     trackio.log(results.scores | figures | (table if rows else {}) | {"train/global_step": results.step})
 
 # %% ../nbs/08b_tracking.ipynb #c022
-def _markdown_table(rows):
-    "The table as Markdown, which TensorBoard shows as a table."
-    def line(cells):
-        return "| " + " | ".join(("" if c is None else str(c)).replace("|", "\\|") for c in cells) + " |"
-    return "\n".join(map(line, [_COLUMNS, ["---"] * len(_COLUMNS), *rows]))
-
 def _send_to_tensorboard(config, results):
     "Scores, figures, the table as text, audio, and our settings."
     from PIL import Image
@@ -263,7 +258,8 @@ def _send_to_tensorboard(config, results):
     split, step = results.split, results.step
     with SummaryWriter(str(_tensorboard_folder(config))) as writer:
         writer.add_text("settings", f"```\n{json.dumps(asdict(config), indent=1)}\n```", step)
-        writer.add_text(f"{split}/samples", _markdown_table(map(_table_row, results.records)), step)
+        rows = [["" if cell is None else str(cell) for cell in _table_row(r)] for r in results.records]
+        writer.add_text(f"{split}/samples", markdown_table(_COLUMNS, rows), step)
         for name, value in results.scores.items():
             add = writer.add_text if isinstance(value, str) else writer.add_scalar
             add(name, value, step)

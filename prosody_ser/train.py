@@ -18,11 +18,9 @@ if __name__ == "__main__":            # python -m prosody_ser.train answers --he
 import gc
 import os
 import shutil
-import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -55,6 +53,7 @@ from prosody_ser.run import (
 )
 
 # %% ../nbs/09b_training.ipynb #imports2
+from . import callable_module
 from .audit import audit, summary
 from .backbones import encoder_config, return_freed_memory
 from .config import DECODING_SETTINGS, ConfigError, TrainConfig, from_parameters, unused_settings
@@ -376,7 +375,7 @@ def _test(config, model, test, history, calibration, how):
     settings = _report_settings(config, model, history, calibration)
     scores = write_report(run.test_folder, records, test.names, settings, config.audio_base_path)
     settings = {k: scores.settings[k] for k in settings}  # the calibration now has the test's error, too
-    metrics = scores.metrics
+    metrics = dict(scores)
     run.write_json(run.results_file, dict(metrics=metrics, settings=settings))
     shutil.copy(run.test_folder/"summary.txt", run.summary)
     scored = f"Test set, {len(test)} utterances"
@@ -529,8 +528,4 @@ def train(
     return Run(save_dir)
 
 # %% ../nbs/09b_training.ipynb #python4
-class _CallableModule(ModuleType):
-    "This module. The package offers the function and its module under one name, so the module can be called."
-    __call__ = staticmethod(train)
-
-sys.modules[__name__].__class__ = _CallableModule  # Python's data model: Customizing module attribute access
+callable_module(train)    # ps.train(...) trains, whether or not prosody_ser.train was imported before

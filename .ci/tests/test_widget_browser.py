@@ -175,7 +175,7 @@ def test_upload(page, study):
         page.wait(lambda: seen in page.text(), f"{name}: {seen}")
         page.show(".widget-upload")
         page.shot(name.split(".")[0])
-    assert "cannot be decoded" not in page.text() and page.find(".pser-word") and len(page.find(".pser-bar")) >= 4      # two of the explorer's, two of this
+    assert "cannot be decoded" not in page.text() and page.find(".pser .timed") and len(page.find(".pser .bar")) >= 4      # two of the explorer's, two of this
 
 
 def test_record(page):
