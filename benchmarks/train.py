@@ -13,7 +13,7 @@ time; "of matmul" is their share of what one large matrix product reaches on the
 
 On a CPU much of our own peak can be freed memory: glibc keeps freed blocks below a limit, and between the hidden states of the
 largest batch (80 s, 6.1 MB each) holes would remain. `return_freed_memory` sets the limit to 4 MiB. At V 16000 and batch 8 the
-old style takes 7.23 GB and ours 1.21 GB (1/6.0); with 6 MiB it was 1.55 GB (1/4.7), with 2 MiB it would be 1.14 GB (1/6.3). Two
+old style takes 7.12 GB and ours 1.18 GB (1/6.0); with 6 MiB it was 1.55 GB (1/4.7), with 2 MiB it would be 1.14 GB (1/6.3). Two
 threads or huge pages for the heap (GLIBC_TUNABLES=glibc.malloc.hugetlb=1) change that by less than 5 %. The lower limits cost
 time in page faults, against 6 MiB: 4 MiB costs 6 % and 2 MiB 13 % of the CPU time on a virtual machine.
 """
