@@ -171,8 +171,8 @@ class _ModelSettings:
     lora_rank: int = setting(
         0, "rank of adapters trained instead of the backbone; try --backbone_lr 1e-4; 0: off")
     feature_cache: str | None = setting(
-        None, "folder for a frozen backbone's features, computed once")
-    whisper_tail_seconds: float = setting(0.0, "silence that Whisper hears after an utterance")
+        None, "folder for a frozen backbone's features, computed once, without SpecAugment")
+    whisper_tail_seconds: float = setting(0.0, "silence that Whisper hears at the end; 30: its own padding")
     max_seconds: float = setting(30.0, "longer utterances are heard in such chunks; Whisper: at most 30")
     layer_mix: bool = setting(True, "each head learns which layers to read; off: the last one")
     pooling: str = setting("mean_std", "how frames are pooled (paper: mean)", choices=POOLINGS)
@@ -393,7 +393,7 @@ def unused_settings(
 ) -> list[str]:
     "A line for each group of settings that were given and that this run has no use for."
     given, on = non_defaults(config), config.tasks
-    of_trackers = {f.name for f in fields(_TrackerSettings)}
+    trackers = {"wandb" if config.use_wandb else None, *(config.report_to or [])} - {None}
     of_study = {f.name for f in fields(_StudySettings)}
     of_transcript = {f.name for f in fields(_CTCSettings)} | set(DECODING_SETTINGS)
     of_emotion = {"class_weights", "logit_adjustment", "focal_gamma", "balanced_sampling", "pooling"}
@@ -402,7 +402,8 @@ def unused_settings(
               ({"prosody_pos_weight", "prosody_alignment"}, "prosody" in on, "the prominence head is off"),
               ({"whisper_tail_seconds"}, config.backbone in ("whisper", "tiny"), "this is no Whisper"),
               (of_study, config.run_ablation_study, "there is no --run_ablation_study"),
-              (of_trackers, bool(config.use_wandb or config.report_to), "no tracker is on")]
+              ({"experiment_name", "track_audio"}, trackers, "no tracker is on"),
+              ({"wandb_project", "wandb_group"}, trackers & {"wandb", "trackio"}, "W&B is off")]
     idle = [([f"--{n} {given[n]}" for n in given if n in names], why) for names, on, why in groups if not on]
     return [f"without effect, since {why}: {', '.join(settings)}" for settings, why in idle if settings]
 
@@ -452,7 +453,7 @@ def _add_setting(parser, f):
     if default not in (None, False):
         shown = " ".join(map(str, default)) if listed else default
         help += f" (default: {shown})"
-    options = dict(help=help, choices=f.metadata.get("choices"), type=_bool if kind is bool else kind)
+    options = dict(help=help, choices=f.metadata.get("choices"), type=_yes_or_no if kind is bool else kind)
     if listed:
         options["nargs"] = "+"
     if f.metadata.get("positional"):
@@ -473,7 +474,7 @@ def make_parser(
     about = dict(description=config_class.__doc__, usage="%(prog)s [--help] [--SETTING VALUE ...]") | about
     parser = argparse.ArgumentParser(prog=prog, **about)
     for group in reversed(config_class.__mro__):
-        own = [f for f in fields(config_class) if f.name in vars(group).get("__annotations__", {})]
+        own = [f for f in fields(config_class) if f.name in getattr(group, "__annotations__", {})]
         section = parser.add_argument_group(group.__doc__) if own and group is not config_class else parser
         for f in own:
             _add_setting(section, f)
@@ -544,14 +545,14 @@ def _items(value):
 
 def _one(kind, value):
     "One value in its type; ValueError or TypeError where it has another."
-    if kind is bool: return _bool(value)
+    if kind is bool: return _yes_or_no(value)
     if isinstance(value, bool) or value is None or isinstance(value, str) < (kind is str): raise TypeError
     if kind is str: return value
     number = float(value)
     if kind is int and not number.is_integer(): raise ValueError
     return int(number) if kind is int else number
 
-def _bool(text):
+def _yes_or_no(text):
     "True or False from what people write for it; ValueError for anything else."
     if str(text).lower() not in _BOOLS: raise ValueError
     return _BOOLS[str(text).lower()]

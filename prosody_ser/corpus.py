@@ -295,7 +295,7 @@ def make_demo_corpus(
 
 # %% ../nbs/00b_corpus.ipynb #e002
 def demo_corpus(
-    folder="runs/corpus", # of the corpus; made where it is not there yet
+    folder="runs/corpus", # of the corpus; made anew where it is missing or has other options
     **options,            # of make_demo_corpus: n_train, n_val, n_test, seed, progress
 ) -> tuple[Manifest, Manifest, Manifest]: # train, val, test
     "The demo corpus, ready for use."

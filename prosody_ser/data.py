@@ -129,7 +129,8 @@ def _parse_line(line, names, vocabulary, source, base):
 def _line_problems(line):
     "What is wrong with a line that could not be read: list of (kind, problem, cure)."
     try:
-        return list(_row_problems(json.loads(line.decode()))) or [("row", "cannot be read", "Write it anew.")]
+        row = json.loads(line.decode("utf-8-sig"))
+        return list(_row_problems(row)) or [("row", "cannot be read", "Write it anew.")]
     except UnicodeDecodeError:
         return [("UTF-8", "not UTF-8", "Save the manifest as UTF-8.")]
     except json.JSONDecodeError as e:
@@ -157,12 +158,12 @@ def _read_lines(path, base):
     "Utterances, problems, and the names of all fields."
     rows, problems, names, vocabulary, place = [], [], set(), _Words(), str(path)
     with path.open("rb") as file:
-        for number, line in enumerate((line for block in file for line in block.splitlines()), 1):
-            if not (line := line.removeprefix(codecs.BOM_UTF8).strip()): continue
+        for number, raw in enumerate((line for block in file for line in block.splitlines()), 1):
+            if not (line := raw.removeprefix(codecs.BOM_UTF8).strip()): continue
             try:
                 rows.append(_parse_line(line.decode(), names, vocabulary, f"{place}:{number}", base))
             except (StopIteration, ValueError, TypeError, AttributeError):
-                problems += [RowProblem(p[0], f"{place}:{number}", *p[1:]) for p in _line_problems(line)]
+                problems += [RowProblem(p[0], f"{place}:{number}", *p[1:]) for p in _line_problems(raw)]
     return rows, problems, names
 
 # %% ../nbs/00_data.ipynb #d008
@@ -420,16 +421,12 @@ def _deal_sessions(session_of, counts, k, seed):
     "The fold of each speaker: k folds with about equally many utterances, a session in one of them."
     sizes = Counter(session_of[name] for name in sorted(counts.elements()))
     if k > len(sizes):
-        raise ManifestError(f"{len(sizes)} groups (speakers, films, sessions) cannot fill {k} folds.")
-    parts = enumerate(_deal(sizes, [1] * k, seed))
-    return {name: i for i, sessions in parts for name in session_of if session_of[name] in sessions}
+        raise ManifestError(f"{len(sizes)} groups (speakers, films, sessions) cannot fill {k} folds. "
+                            "Ask for fewer folds.")
+    fold_of = {session: i for i, part in enumerate(_deal(sizes, [1] * k, seed)) for session in part}
+    return {name: fold_of[session] for name, session in session_of.items()}
 
 # %% ../nbs/00_data.ipynb #c041
-def rare_emotions(train, names):
-    "Emotions with at most one training row: nothing can be learned from them."
-    ids = emotion_ids(train, names)
-    return [name for i, name in enumerate(names or []) if ids.count(i) < 2]
-
 def duplicate_rows(utterances):
     "Rows that name the same stretch of the same file: a list for each stretch that comes twice or more."
     same = {}
@@ -521,10 +518,10 @@ def batches_by_length(
 ) -> list:           # batches of indices
     """Batches of neighbours in length, longest first, of at most batch_size * budget padded seconds.
     All processes get equally large batches, for which some rows may come twice."""
-    batches, order = [], np.argsort(-np.asarray(seconds), kind="stable").tolist()
-    while order:
+    batches, order = [], np.argsort(-np.asarray(seconds), kind="stable")
+    while len(order):
         n = _batch_size(seconds[order[0]], batch_size, batch_size * budget)
-        group, order = order[:n * world], order[n * world:]
+        group, order = order[:n * world].tolist(), order[n * world:]
         n = -(-len(group) // world)                                             # the last group may be small
         batches.append((group * world)[rank * n:(rank + 1) * n])
     return batches

@@ -28,7 +28,8 @@ def look_alikes(
     "Letters that stand in for others that look alike: the corpus uses the other one more often."
     letters = Counter()
     for word, n in words.items():
-        letters.update(unicodedata.normalize("NFC", word) * n)
+        for letter in unicodedata.normalize("NFC", word):
+            letters[letter] += n
     return {letter: meant for letter, meant in _STAND_INS.items()
             if letters[meant] > letters[letter] > 0 or (letter in _RARE_LETTERS and not certain)}
 
