@@ -13,18 +13,19 @@ __all__ = list(_API)
 
 
 def callable_module(function):
-    """Lets the module of a function be called like the function.
-
-    Once `prosody_ser.train` is imported, `ps.train` is that module, no longer ours; `ps.train(...)` works all the same."""
-    kind = type("CallableModule", (ModuleType,), {"__call__": staticmethod(function)})
-    sys.modules[function.__module__].__class__ = kind
+    """Lets a module be called like its function of the same name: `ps.train(...)` and `ps.train.run_training` both work."""
+    from inspect import signature
+    module = sys.modules[function.__module__]
+    module.__class__ = type("CallableModule", (ModuleType,), {"__call__": staticmethod(function)})
+    module.__signature__ = signature(function)
 
 
 def __getattr__(name):
     """One of the names above."""
     if name not in _API:
         raise AttributeError(f"module 'prosody_ser' has no attribute {name!r}; it offers {', '.join(_API)}.")
-    globals()[name] = value = getattr(import_module(f"prosody_ser.{_API[name]}"), name)
+    room = import_module(f"prosody_ser.{_API[name]}")
+    globals()[name] = value = room if name == _API[name] else getattr(room, name)
     return value
 
 

@@ -22,10 +22,11 @@ import pandas as pd
 import torch
 
 from . import data, evaluation
+from .backbones import encoder_config
 from .config import ConfigError, TrainConfig, TrainingError, default_of, unknown_setting
 from .data import ManifestError, read_manifest
 from .evaluate import SCORE_PARTS, markdown_table, notes_html, score_text, show_html, table_html
-from .evaluation import LOWER_IS_BETTER, METRIC_NAMES, group_runs, run_groups
+from .evaluation import LOWER_IS_BETTER, METRIC_NAMES, group_runs, run_groups, save_figure
 from .run import Run, is_main_process, log_main, main_first, read_facts, read_runs
 from .tracking import close_trackers, with_group
 from .train import fit, prepare_training, run_training, train_and_test
@@ -47,9 +48,10 @@ def variants(
     return runs
 
 # %% ../nbs/10_ablation_study.ipynb #trainorread
-def _is_finished(run, result="test_results.json"):
-    "Whether a run's result is there, of these settings and rows."
-    return (Path(run.save_dir)/result).exists() and Run(run.save_dir).same_settings(run)
+def _is_finished(run):
+    "Whether a run has come to its end, with these settings and rows."
+    before = Run(run.save_dir)
+    return before.is_finished and before.same_settings(run)
 
 def _discard(run, result="test_results.json"):
     "Remove the result of other settings, and the error of an earlier attempt."
@@ -62,15 +64,15 @@ def _discard(run, result="test_results.json"):
 
 def _train_or_read(run, **options):
     "Train and test a run, resume it, or read it where it is finished; options go to run_training."
-    folder = Path(run.save_dir)
+    before = Run(run.save_dir)
     if not _is_finished(run):
         _discard(run)
-        before = Run(folder)
         resume = before.has_checkpoint and before.same_settings(run)
-        if not resume and Path(run.tokenizer_path).parent == folder:   # made from other text or settings
-            Path(run.tokenizer_path).unlink(missing_ok=True)
+        tokenizer = Path(run.tokenizer_path or before.tokenizer)
+        if not resume and tokenizer.parent == before.folder:           # made from other text or settings
+            tokenizer.unlink(missing_ok=True)
         run_training(replace(run, resume=resume), **options)
-    return read_facts(folder) | dict(path=str(folder))
+    return read_facts(before.folder) | dict(path=run.save_dir)
 
 # %% ../nbs/10_ablation_study.ipynb #runall
 def run_all(
@@ -154,11 +156,6 @@ def _draw_mean(ax, y, row, key, color):
     ax.errorbar(mean, y, xerr=np.nan_to_num(spread).clip(0), fmt="o", color=color, ms=4, capsize=3)
     ax.plot([floor] * 2, [y - .4, y + .4], ":", color="tab:red", lw=1.2)
 
-def _save(fig, file):
-    import matplotlib.pyplot as plt
-    fig.savefig(file, dpi=150)
-    plt.close(fig)
-
 # %% ../nbs/10_ablation_study.ipynb #c006
 _DEFAULTS = {f.name: default_of(f) for f in fields(TrainConfig)}
 _VARIED = {  # --ablation_mode -> columns of what varies, with their headings
@@ -177,9 +174,11 @@ def _alpha_variants(config):
     for alphas in product(dict.fromkeys(config.ablation_alphas), repeat=len(_VARIED[mode])):
         settings = _alpha_settings(mode, *alphas)
         joint = dict(alpha=alphas[0]) if mode == "joint" else settings
-        overrides["_".join(f"{k}_{v:g}" for k, v in joint.items())] = settings
+        name = "_".join(f"{k}_{v:g}" for k, v in joint.items()).replace("_alpha_p", "_p")
+        overrides[name] = settings
     plain = {k: v for k, v in _DEFAULTS.items() if k.startswith("ablation_")}
     plain |= dict.fromkeys(("run_ablation_study", "resume", "refit"), False)
+    plain["tokenizer_path"] = config.tokenizer_path or str(Run(config.save_dir).tokenizer)     # one for all
     plain |= dict(num_epochs=config.ablation_epochs, checkpoint_interval=0, checkpoint_steps=0)
     return variants(replace(config, **plain), overrides, config.ablation_seeds, "ablation/{name}_seed_{seed}")
 
@@ -188,7 +187,7 @@ def _train_alpha(run, data, tokenizer):
     "Train one run of the study, or read its result where it is finished."
     result = Path(run.save_dir)/"validation.json"
     with main_first():
-        finished = _is_finished(run, result.name)
+        finished = _is_finished(run)
     if finished: return json.loads(result.read_text(encoding="utf-8"))
     _discard(run, result.name)
     history = fit(run, data, tokenizer)
@@ -284,7 +283,7 @@ def run_ablation(
     if is_main_process():
         _write(folder/"ablation_table.md", _study_markdown(study, failures, warning) + "\n")
         study.table.to_csv(folder/"ablation_table.csv", index=False)
-        _save(_plot_study(study), folder/"ablation.png")
+        save_figure(_plot_study(study), folder/"ablation.png")
     if failures:
         log_main(f"{len(failures)} of {len(runs)} runs failed: {'; '.join(f['name'] for f in failures)}. "
                  "Start the study again to repeat them alone.")
@@ -305,15 +304,14 @@ def _write_results(config, results, failures):
 
 def _train_final(config, chosen, data, tokenizer):
     "Train and test the model with the chosen α, or read its result."
-    folder = Path(config.save_dir)
-    before = Run(folder)
+    before = Run(config.save_dir)
     resume = config.resume and before.has_checkpoint
     final = replace(config, **chosen, run_ablation_study=False, resume=resume)
     if resume:
         before.check_resume(final)
     final = with_group(final, config)
     if not _is_finished(final): return train_and_test(final, data, tokenizer)
-    log_main(f"the final model in {folder} has these weights already; it is not trained and tested again")
+    log_main(f"the final model in {final.save_dir} has these weights; it is not trained and tested again")
     return before.metrics or {}
 
 # %% ../nbs/10_ablation_study.ipynb #10bcrossvalc006
@@ -432,6 +430,7 @@ def run_crossval(
     runs, folder = _fold_variants(config, folds, seeds), Path(config.save_dir)
     for old in _CROSSVAL_FILES:                                     # a table must not outlive its runs
         (folder/old).unlink(missing_ok=True)
+    encoder_config(config.backbone, config.backbone_path)    # an error that all folds share comes once
     mine = {n: r for n, r in runs.items() if only is None or _fold_of(r.save_dir) in only or _is_finished(r)}
     found, failures = run_all(mine, partial(_train_or_read, index=folder/"audio_index.jsonl"))
     if failures:
@@ -456,8 +455,8 @@ def _write_crossval(folder, results):
     if "ser/ua" in table:
         first = [r for r in pooled if r["seed"] == results[0]["seed"]]
         names = sorted({n for r in first for n in (r["emotion"], r.get("predicted_emotion")) if n})
-        _save(evaluation.plot_confusion(first, names).figure, folder/"crossval_confusion.png")
-        _save(_plot_folds(results), folder/"crossval_folds.png")
+        save_figure(evaluation.plot_confusion(first, names).figure, folder/"crossval_confusion.png")
+        save_figure(_plot_folds(results), folder/"crossval_folds.png")
     return table
 
 # %% ../nbs/10_ablation_study.ipynb #10cgatherc011c
@@ -569,5 +568,5 @@ def compare_runs(
     table.frame.to_csv(out/"comparison.csv", index=False)
     about = [*table.settings, "seed", "path", "chosen_by", "validation", "epoch", *table.metrics]
     table.runs[about].to_csv(out/"runs.csv", index=False)
-    _save(table.plot(), out/"comparison.png")
+    save_figure(table.plot(), out/"comparison.png")
     return table

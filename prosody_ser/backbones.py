@@ -428,8 +428,9 @@ class _Encoding(nn.Module):
         if self.log_mel: return self.encoder(x, n)
         frames, masks = self._frames(n), {}
         if self.training and hasattr(self.encoder, "masked_spec_embed"):
-            hidden = _hidden_frames(self.encoder.config, frames, self._frames(x.shape[-1]))
-            masks["mask_time_indices"] = hidden & self.spec_augment  # all False, or the encoder draws some
+            size = self._frames(x.shape[-1])                  # all False, or the encoder draws some
+            masks["mask_time_indices"] = (_hidden_frames(self.encoder.config, frames, size)
+                                          if self.spec_augment else frame_mask(0 * frames, size))
         if self.masked:
             masks["attention_mask"] = frame_mask(n, x.shape[-1]).long()
         out = self.encoder(x.mT if x.dim() == 3 else x, output_hidden_states=True, **masks)

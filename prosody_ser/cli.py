@@ -24,12 +24,12 @@ from typing import NamedTuple
 from prosody_ser.config import (
     BACKBONES,
     MISSING,
+    PATH_SETTINGS,
     ConfigError,
     DecodingSettings,
     EvaluateConfig,
     GatherConfig,
     TrainConfig,
-    TrainingError,
     from_parameters,
     is_required,
     make_parser,
@@ -52,16 +52,11 @@ def _run_command(
 ):       # its result
     "Run a job; an error that the user can mend is printed as one message, exit code 1."
     quiet_libraries()
-    from prosody_ser.backbones import BackboneError
-    from prosody_ser.data import ManifestError
-    from prosody_ser.decoding import LMError
-    from prosody_ser.model import CheckpointError
-    from prosody_ser.tokenizer import TokenizerError
-    mendable = (BackboneError, ManifestError, CheckpointError, TokenizerError, LMError, ConfigError,
-                TrainingError, OSError, ImportError)
     try:
         return job()
-    except mendable as e:
+    except Exception as e:
+        ours = type(e).__module__.startswith("prosody_ser.")            # ManifestError, ConfigError, ...
+        if not ours and not isinstance(e, OSError | ImportError): raise
         sys.exit(f"error: {e}")
     except KeyboardInterrupt:
         print("\nstopped. What is finished stays: a study or a cross-validation goes on with the same "
@@ -143,7 +138,9 @@ class _CrossvalConfig:
     def __post_init__(self):
         if (self.manifests is None) == (self.fold_dir is None):
             raise ConfigError("give one of them: --manifests to make folds of, or --fold_dir with folds.")
-        if self.folds and self.fold_dir: raise ConfigError("--folds makes folds, --fold_dir has some.")
+        if self.folds and self.fold_dir:
+            raise ConfigError("--folds makes folds, --fold_dir has some. Choose one.")
+        if self.seeds < 1: raise ConfigError(f"--seeds {self.seeds}: give at least 1.")
 
 def _parse_crossval(argv, about):
     "Settings of the folds, and those of training, which are taken too."
@@ -410,6 +407,9 @@ def main(
     else:
         config = parse_args(command.settings, argv[1:], f"prosody-ser {name}", **about)
     _run_command(lambda: command.run(config))
+    if int(os.environ.get("RANK", 0)):
+        sys.stdout.flush()
+        os._exit(0)                  # threads of the process group can abort a Python that ends in order
 
 # %% ../nbs/12_cli.ipynb #16pagesc006
 # Of every page, beside its settings: name -> type, default, help.
@@ -453,8 +453,6 @@ def _mount_drive():
     drive.mount("/content/drive")
 
 # %% ../nbs/12_cli.ipynb #16pagesc010
-_DATA = "audio_base_path", "train_jsonl", "val_jsonl", "test_jsonl", "tokenizer_path"
-
 def training_page(
     parameters,  # from page_parameters
     asked,       # names from papermill_parameters
@@ -462,10 +460,11 @@ def training_page(
     **demo,      # settings of the demo that differ from those of prosody-ser demo
 ) -> TrainConfig:
     "The settings of a training page: the reader's, or the demo's where no data are named."
-    if any(parameters.get(n) is not None for n in _DATA): return from_parameters(TrainConfig, parameters)
+    if any(parameters.get(n) is not None for n in PATH_SETTINGS):
+        return from_parameters(TrainConfig, parameters)
     from prosody_ser.corpus import make_demo_corpus
-    given = from_parameters(TrainConfig, parameters | dict.fromkeys(_DATA, "-"))
-    names = {*non_defaults(given), *(asked & set(parameters))} - {*_DATA, "save_dir"}
+    given = from_parameters(TrainConfig, parameters | dict.fromkeys(PATH_SETTINGS, "-"))
+    names = {*non_defaults(given), *(asked & set(parameters))} - {*PATH_SETTINGS, "save_dir"}
     own = {k: getattr(given, k) for k in names}
     # beside the run: runs with other settings, or seeds, share it
     corpus = make_demo_corpus(Path(given.save_dir).parent/f"demo-corpus-{sizes[0]}", *sizes, progress=False)
@@ -476,7 +475,8 @@ def evaluation_page(
 ) -> EvaluateConfig:
     "The settings of the evaluation page: the reader's, or an untrained model and the demo corpus."
     data = [f.name for f in fields(EvaluateConfig) if is_required(f)]
-    if any(parameters.get(n) is not None for n in data): return from_parameters(EvaluateConfig, parameters)
+    if any(parameters.get(n) is not None for n in (*data, "tokenizer_path")):
+        return from_parameters(EvaluateConfig, parameters)
     from prosody_ser.corpus import make_demo_corpus
     from prosody_ser.data import emotion_names, read_manifest
     from prosody_ser.model import create_model
@@ -535,7 +535,7 @@ def figure_part(
     from prosody_ser.evaluate import show_html
     if Path(file).is_file(): return Image(Path(file), width=width)
     name = escape(Path(file).stem.replace("_", " "))
-    return show_html(f'<p class="note">no {name}: the head is off, or nothing has its label</p>')
+    return show_html(f'<p class="note">no {name}: not tested, the head is off, or nothing has its label</p>')
 
 # %% ../nbs/12_cli.ipynb #16pagesc015
 def utterances_part(

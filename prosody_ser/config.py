@@ -450,7 +450,7 @@ def _add_setting(parser, f):
     "One setting as an argument, or two: --x and --no_x where it is on by default."
     kind, listed, _ = _setting_type(f)
     default, help = default_of(f), f.metadata["help"].replace("%", "%%")
-    if default not in (None, False):
+    if default is not None and default is not False:
         shown = " ".join(map(str, default)) if listed else default
         help += f" (default: {shown})"
     options = dict(help=help, choices=f.metadata.get("choices"), type=_yes_or_no if kind is bool else kind)
@@ -475,7 +475,8 @@ def make_parser(
     parser = argparse.ArgumentParser(prog=prog, **about)
     for group in reversed(config_class.__mro__):
         own = [f for f in fields(config_class) if f.name in getattr(group, "__annotations__", {})]
-        section = parser.add_argument_group(group.__doc__) if own and group is not config_class else parser
+        title = group.__doc__.rstrip(".")
+        section = parser.add_argument_group(title) if own and group is not config_class else parser
         for f in own:
             _add_setting(section, f)
     return parser
@@ -514,7 +515,7 @@ def unknown_setting(
 
 # %% ../nbs/01_config.ipynb #c014
 _TYPE_NAMES = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
-_BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_TRUE, _FALSE = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
 
 def _coerce(
     f,     # a dataclass field
@@ -554,8 +555,9 @@ def _one(kind, value):
 
 def _yes_or_no(text):
     "True or False from what people write for it; ValueError for anything else."
-    if str(text).lower() not in _BOOLS: raise ValueError
-    return _BOOLS[str(text).lower()]
+    text = str(text).lower()
+    if text not in _TRUE + _FALSE: raise ValueError
+    return text in _TRUE
 
 # %% ../nbs/01_config.ipynb #fromparameters
 def from_parameters(

@@ -436,15 +436,13 @@ _PAGE = """<!doctype html>
 # %% ../nbs/07b_report.ipynb #report0
 def _draw_figures(folder, records, names):
     "Confusion matrix, reliability diagram and abstention curve: the PNG files."
-    import matplotlib.pyplot as plt
     confidence, truth, predicted = evaluation.confidences(records)
     axes = {"confusion_matrix": evaluation.plot_confusion(records, names)}
     if len(truth):
         axes["calibration"] = evaluation.plot_calibration(confidence, truth == predicted)
         axes["abstention"] = evaluation.plot_abstention(confidence, truth, predicted)
     for name, ax in axes.items():
-        ax.figure.savefig(folder/f"{name}.png", dpi=150)
-        plt.close(ax.figure)
+        evaluation.save_figure(ax.figure, folder/f"{name}.png")
     return [folder/f"{name}.png" for name in axes]
 
 def write_report(

@@ -176,8 +176,8 @@ class _WordAlignment:
     @torch.no_grad()
     def align_words(self, hidden, lengths, targets, target_lengths, token_word, word_counts):
         "Frames (B, W, 2) of each word by CTC alignment; an even split in rows (B,) that it could not place."
-        even = decoding.uniform_spans(lengths, word_counts, max(1, int(word_counts.max())))
-        if self.asr is None or self.asr_nats > decoding.USABLE_NATS: return even, lengths < 0
+        if self.asr is None or self.asr_nats > decoding.USABLE_NATS:
+            return decoding.uniform_spans(lengths, word_counts, max(1, int(word_counts.max()))), lengths < 0
         labels = targets, target_lengths, token_word, word_counts
         return decoding.align_words(self.token_logits(hidden), lengths, *labels, self.config.blank_id)
 

@@ -36,7 +36,7 @@ from prosody_ser.config import (
 
 from .data import read_manifest, rows_digest
 from .evaluate import Scores, evaluate_model, metrics_rows, table_html
-from .evaluation import read_predictions
+from .evaluation import read_predictions, save_figure
 from .model import load_checkpoint
 
 # %% ../nbs/08_run.ipynb #c007
@@ -82,7 +82,7 @@ def _read(path):
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as e:
-        raise ConfigError(f"{path.name} is not whole JSON ({e})") from None
+        raise ConfigError(f"{path} is not whole JSON ({e})") from None
 
 def _read_if_there(path):
     "A JSON file, or None."
@@ -379,9 +379,7 @@ def write_history(
     run = Run(folder)
     history = history | dict(best=_read_if_there(run.best_scores))
     run.write_json(run.history_file, history)
-    figure = plot_history(history)
-    figure.savefig(run.history_plot, dpi=150)
-    plt.close(figure)
+    save_figure(plot_history(history), run.history_plot)
 
 # %% ../nbs/08_run.ipynb #curves3
 _SCORES = {"ser": ["ser/macro_f1", "ser/ua", "ser/wa"], "asr": ["asr/wer", "asr/cer"],

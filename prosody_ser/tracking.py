@@ -20,8 +20,8 @@ from transformers import integrations
 
 from .config import ConfigError, non_defaults
 from .data import SAMPLING_RATE, ManifestError, Utterance, load_audio, plot_utterance
-from .evaluate import markdown_table
-from .evaluation import ctc_advice, plot_confusion, read_predictions, with_emotion
+from .evaluate import _CLIP_SECONDS, markdown_table
+from .evaluation import ctc_advice, plot_confusion, read_predictions, save_figure, with_emotion
 from .model import Collator
 
 # %% ../nbs/08b_tracking.ipynb #c006
@@ -150,7 +150,6 @@ def tracker_callbacks(
 
 # %% ../nbs/08b_tracking.ipynb #c016
 _SAMPLES, _TIMELINES = 12, 3        # utterances in the table, and timelines
-_CLIP_SECONDS = 15.0                # of each that is sent, at most
 
 def _evenly_spaced(items, n):
     "At most n items, evenly spaced over a list."
@@ -180,16 +179,13 @@ def _plot_timeline(record, audio, seconds):
 
 def _draw_timelines(folder, model, dataset, records):
     "Write timelines of a few utterances as PNG files; none without a prominence head."
-    import matplotlib.pyplot as plt
     rows = [i for i, r in enumerate(records) if r.get("words") and "prominence" in r]
     legible = [i for i in rows if dataset.seconds[i] <= _CLIP_SECONDS] or rows
     chosen = _evenly_spaced(legible, _TIMELINES)
     files = [Path(folder)/f"timeline_{i}.png" for i in range(1, len(chosen) + 1)]
     for file, row in zip(files, chosen, strict=True):
-        file.parent.mkdir(parents=True, exist_ok=True)
         ax = _plot_timeline(records[row], dataset[row]["audio"], _word_seconds(model, dataset, row))
-        ax.figure.savefig(file, dpi=110)
-        plt.close(ax.figure)
+        save_figure(ax.figure, file, 110)
     return files
 
 # %% ../nbs/08b_tracking.ipynb #c019
@@ -280,12 +276,10 @@ def _send(config, results):
 # %% ../nbs/08b_tracking.ipynb #c024
 def _draw_validation_confusion(folder, records):
     "Draw the confusion matrix of validation: name -> PNG file; empty where no row has an emotion."
-    import matplotlib.pyplot as plt
     if not with_emotion(records): return {}
     file = Path(folder)/"validation_confusion.png"
     ax = plot_confusion(records, sorted({n for r in records for n in r.get("probabilities", [])}))
-    ax.figure.savefig(file, dpi=150)
-    plt.close(ax.figure)
+    save_figure(ax.figure, file)
     return {"validation/confusion_matrix": file}
 
 def send_validation(

@@ -120,7 +120,7 @@ def prepare_tokenizer(
 ):          # SentencePieceTokenizer, or None where no head needs one
     "Load the tokenizer, or train it on the training transcripts where it is missing or asked for."
     path = Path(config.tokenizer_path or Run(config.save_dir).tokenizer)
-    made = config.resume or not config.retrain_tokenizer or not is_main_process()     # who came first
+    made = config.resume or not config.retrain_tokenizer or not is_main_process()  # the main one has made it
     if path.exists() and made: return _load_tokenizer(path)
     if "asr" not in config.tasks and not config.retrain_tokenizer: return None
     if path.suffix != ".model":
@@ -146,7 +146,7 @@ def _warn_of_idle(config, train, model, tokenizer):
         log_main(f"{n} of {len(train)} training transcripts have more tokens than frames{when} and cannot "
                  "train CTC. A larger --vocab_size gives fewer tokens; "
                  f"prosody-ser audit {config.train_jsonl} "
-                 f"--audio_base_path {config.audio_base_path} --tokenizer_path {config.tokenizer_path} "
+                 f"--audio_base_path {config.audio_base_path} --tokenizer_path {tokenizer.model_path} "
                  f"--frame_rate {rate:g} lists them.")
     if idle := [_LABELS[t][1] for t in config.tasks if not config.alphas[t]]:
         log_main(f"alpha 0: the {' and '.join(idle)} head learns nothing, its scores are those of random "
@@ -242,7 +242,8 @@ def _stopped_early(config, checkpoint, best):
 def _train_or_resume(trainer, config, checkpoint):
     "Train, from a checkpoint where there is one, unless early stopping had ended the training there."
     if checkpoint is None: return trainer.train()
-    if _stopped_early(config, checkpoint, Run(config.save_dir).best):
+    run = Run(config.save_dir)
+    if run.best_scores.is_file() and _stopped_early(config, checkpoint, run.best):
         log_main(f"{checkpoint}: early stopping had ended this training")
         trainer.restore(checkpoint)
     else:

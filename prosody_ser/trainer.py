@@ -6,7 +6,6 @@
 __all__ = ['precision', 'check_bf16', 'selection_metric', 'training_arguments', 'MTLTrainer', 'build_trainer']
 
 # %% ../nbs/09_trainer.ipynb #imports
-import json
 import os
 from pathlib import Path
 
@@ -313,7 +312,8 @@ class _KeepBest(_Checkpoints):
         self.sign = -1 if metric in LOWER_IS_BETTER else 1
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.best = Run(args.output_dir).best                                   # of a run that is resumed
+        run = Run(args.output_dir)                                              # may be resumed
+        self.best = run.best if run.best_scores.is_file() else None
 
     def on_step_end(self, args, state, control, **kwargs):
         super().on_step_end(args, state, control, **kwargs)
@@ -335,12 +335,12 @@ class _KeepBest(_Checkpoints):
 
     def _save(self, folder, is_main_process):
         "Save the model, its validation scores, and its (greedy, uncalibrated) predictions."
-        new = folder/"best_model.new"
+        run, new = Run(folder), folder/"best_model.new"
         self.save_model(str(new))
         if is_main_process:
-            (new/"validation.json").write_text(json.dumps(self.best, indent=1) + "\n", encoding="utf-8")
-            swap_folder(new, folder/"best_model")
-            write_predictions(folder/"validation_predictions.jsonl", self.validated())
+            run.write_json(new/run.best_scores.name, self.best)
+            swap_folder(new, run.best_model)
+            write_predictions(run.validation_predictions, self.validated())
 
 # %% ../nbs/09_trainer.ipynb #c037
 class _StopAt(_Checkpoints):

@@ -20,7 +20,7 @@ import traitlets
 from .config import ConfigError
 from .data import ManifestError, load_audio
 from .evaluate import card_html, metrics_rows, players, show_html, table_html
-from .evaluation import plot_confusion, score, with_emotion
+from .evaluation import plot_confusion, save_figure, score, with_emotion
 from .inference import Predictor
 from .run import Run
 
@@ -47,10 +47,8 @@ def _shows_errors(method):
 # %% ../nbs/11_widget.ipynb #c006c
 def _png(figure):
     "A matplotlib figure as the bytes of a PNG, for ipywidgets.Image; the figure is closed."
-    import matplotlib.pyplot as plt
     file = io.BytesIO()
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
+    save_figure(figure, file, 110)
     return file.getvalue()
 
 # %% ../nbs/11_widget.ipynb #c008

@@ -50,7 +50,7 @@ def test_import_is_light():
 
 def test_functions_and_rooms_of_one_name():
     """`prosody_ser.train` is a function and a room: both work, in either order."""
-    code = "import prosody_ser as ps; {}; assert callable(ps.train) and callable(ps.audit); from prosody_ser.train import run_training"
+    code = "import prosody_ser as ps; {}; assert callable(ps.train) and callable(ps.audit); import prosody_ser.train as t; t.run_training; from prosody_ser import audit; audit.audit_manifests"
     for first in ("pass", "import prosody_ser.train, prosody_ser.audit", "ps.train, ps.audit"):
         done = subprocess.run([sys.executable, "-c", code.format(first)], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

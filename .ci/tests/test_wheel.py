@@ -84,7 +84,7 @@ def test_notebooks_run_without_the_checkout(python):
     text = "".join(o.text for o in outputs if o.output_type == "stream")
     assert f"FROM {folder / 'venv'}" in text and "epoch   1.00  val loss" in text
     html = "".join(o.data["text/html"] for o in outputs if "text/html" in o.get("data", {}))
-    for piece in ("<td>alpha_asr</td><td>0.5</td>", "95 % interval", "floor", 'class="word', "<b>cure:</b>"):
+    for piece in ("<td>alpha_asr</td><td>0.5</td>", "95 % interval", "floor", "<th>precision</th>", "resamples of", 'class="word', "<b>cure:</b>"):
         assert piece in html, piece
     assert html.count("data:audio/mpeg") == 5 and sum("image/png" in o.get("data", {}) for o in outputs) == 2
     assert not any(o.get("name") == "stderr" or "application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in outputs)         # no bars
