@@ -171,7 +171,7 @@ class _ModelSettings:
     lora_rank: int = setting(
         0, "rank of adapters trained instead of the backbone; try --backbone_lr 1e-4; 0: off")
     feature_cache: str | None = setting(
-        None, "folder for a frozen backbone's features, computed once, without SpecAugment")
+        None, "folder for a frozen backbone's features, made once, without SpecAugment")
     whisper_tail_seconds: float = setting(0.0, "silence that Whisper hears at the end; 30: its own padding")
     max_seconds: float = setting(30.0, "longer utterances are heard in such chunks; Whisper: at most 30")
     layer_mix: bool = setting(True, "each head learns which layers to read; off: the last one")
