@@ -23,7 +23,7 @@ import torch
 
 from . import data, evaluation
 from .backbones import encoder_config
-from .config import ConfigError, TrainConfig, TrainingError, default_of, unknown_setting
+from .config import PATH_SETTINGS, ConfigError, TrainConfig, TrainingError, default_of
 from .data import ManifestError, read_manifest
 from .evaluate import SCORE_PARTS, markdown_table, notes_html, score_text, show_html, table_html
 from .evaluation import LOWER_IS_BETTER, METRIC_NAMES, group_runs, run_groups, save_figure
@@ -147,6 +147,7 @@ def _plot_runs(runs, by, labels, titles, best=None, published=None):
         ax.locator_params(axis="x", nbins=4)
     axes[0, 0].set_yticks(range(len(labels)), labels, fontsize=8)
     axes[0, 0].set_ylim(len(labels) - .5, -.5)
+    plt.close(fig)                        # a notebook that is given the figure would show it twice
     return fig
 
 def _draw_mean(ax, y, row, key, color):
@@ -273,6 +274,7 @@ def run_ablation(
     runs, folder = _alpha_variants(config), Path(config.save_dir)
     data, tokenizer = prepare_training(config, index=folder/"audio_index.jsonl")
     train = partial(_train_alpha, data={s: data[s] for s in ("train", "val")}, tokenizer=tokenizer)
+    log_main(f"{len(runs)} runs of --ablation_epochs {config.ablation_epochs}, then the final model")
     results, failures = run_all(runs, train, partial(_write_results, config))
     if not results:
         first = failures[0]["error"]
@@ -441,8 +443,7 @@ def run_crossval(
     print(f"{len(found)} of {len(runs)} runs are finished; the table comes when all are.")
     return {}
 
-_CROSSVAL_FILES = ("crossval.json", "crossval.md", "crossval_predictions.jsonl", "crossval_confusion.png",
-                   "crossval_folds.png")
+_CROSSVAL_FILES = ["crossval" + x for x in ".json .md _predictions.jsonl _confusion.png _folds.png".split()]
 
 def _write_crossval(folder, results):
     "Table, figures, pooled predictions and every run's scores."
@@ -474,6 +475,7 @@ class RunTable:
         seeds = [" ".join(map(str, sorted(same["seed"]))) for same in groups]
         self.frame.insert(len(self.settings) + 1, "seeds", seeds)
         self.frame.insert(len(self.settings) + 2, "chosen_by", [same["chosen_by"].iloc[0] for same in groups])
+        self.frame["run"] = [os.path.commonprefix(same["path"].tolist()) for same in groups]
         chosen_by = set(self.runs["chosen_by"])
         self.metric = chosen_by.pop() if len(chosen_by) == 1 else None   # that chose the epoch of every run
         self.best = _best(self.frame["validation"], self.metric) if self.metric else None
@@ -500,7 +502,7 @@ def _scores_of(facts):
 def _setting_heads(table):
     "Setting -> heading; settings that always have the same value are one column."
     heads = {}
-    for name in table.settings:
+    for name in [k for k in table.settings if k not in PATH_SETTINGS]:
         values = table.frame[name].tolist()
         same = next((k for k in heads if table.frame[k].tolist() == values), name)
         heads[same] = f"{heads[same]} = {name}" if same in heads else name
@@ -516,7 +518,8 @@ def _comparison_rows(
     table, # RunTable
 ):         # names of the columns, rows of texts
     "The table as texts, the best row on validation with a star."
-    heads = _setting_heads(table) | dict(runs="runs") | _score_heads(table, _MAIN_METRICS)
+    settings, scores = _setting_heads(table), dict(runs="runs") | _score_heads(table, _MAIN_METRICS)
+    heads = dict(run="run") | (settings | scores if len(settings) < 5 else scores | settings)
     head, rows = _texts(table.frame, heads)
     if len(rows) > 1 and table.best is not None:
         rows[table.best][list(heads).index("validation")] += " *"
@@ -535,8 +538,8 @@ def _comparison_notes(
     if table.metric and sum(table.frame["validation"] == table.frame["validation"][table.best]) > 1:
         refit = "; a refitted model has that of the model before" if "refit" in table.settings else ""
         notes.append(f"several rows have the best validation score, the first of them is marked{refit}")
-    if "test_jsonl" in table.settings:
-        notes.append("beware: the runs were tested on different manifests, which may be what differs")
+    if paths := [k for k in table.settings if k in PATH_SETTINGS]:
+        notes.append(f"beware: the runs have other data ({', '.join(paths)}), which may be what differs")
     if table.frame["seeds"].nunique() > 1:
         notes.append("beware: the rows have different seeds: " + "; ".join(table.frame["seeds"]))
     return notes + [f"left out: {p}: {why}" for p, why in table.left_out.items()]
@@ -561,8 +564,6 @@ def compare_runs(
     ignore=None, # names of settings that are not compared
 ) -> RunTable:
     "Compare runs, and write the comparison. Raises `ConfigError` for an unknown setting, or without runs."
-    for name in ignore or []:
-        if name not in _DEFAULTS: raise ConfigError(unknown_setting(name, TrainConfig))
     table, out = RunTable(*read_runs(runs, ignore or ())), Path(out)
     _write(out/"comparison.md", comparison_table(table) + "\n")
     table.frame.to_csv(out/"comparison.csv", index=False)

@@ -25,7 +25,7 @@ import pandas as pd
 from scipy.ndimage import binary_opening
 from tqdm.auto import tqdm
 
-from . import callable_module
+from . import callable_module, data
 from .data import ManifestError, Utterance, audio_path, decode_audio, emotion_names, read_rows
 from .tokenizer import frames_needed, look_alikes, repair_word, strip_punctuation
 
@@ -462,7 +462,7 @@ def _named_splits(splits):
     return dict(zip(names, splits, strict=False))
 
 def audit(
-    *splits,              # lists of Utterance, the training one first; or one dict: name -> list
+    *splits,              # files or lists of Utterance, the training one first; or one dict: name -> list
     audio_base_path=None, # folder of the audio; None: that of each utterance, else the sound is not checked
     tokenizer=None,       # a SentencePieceTokenizer; None: its checks are left out
     names=None,           # names of the emotion indices, as in emotion_names
@@ -471,6 +471,7 @@ def audit(
     seconds=None,         # dict: name -> seconds of each row, decoded before; nothing is decoded then
 ) -> Findings:
     "All findings, errors first. Without the sound, 6,000 rows take half a second."
+    splits = [data.read_manifest(us) if isinstance(us, str | Path) else us for us in splits]
     splits = {s: us for s, us in _named_splits(splits).items() if us}
     if not splits: return Findings()
     corpus = _survey(splits, audio_base_path, tokenizer, names, frame_rate, segment, seconds)
@@ -592,6 +593,7 @@ def plot_splits(
     left.xaxis.set_major_formatter("{x:g}")
     handles, labels = left.get_legend_handles_labels()           # matplotlib names the last one first
     fig.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=9, frameon=False)
+    plt.close(fig)                        # a notebook that is given the figure would show it twice
     return fig
 
 # %% ../nbs/02b_audit.ipynb #callable

@@ -14,6 +14,7 @@ import io
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, fields, replace
@@ -43,6 +44,7 @@ def quiet_libraries():
     "Settings of the process, before PyTorch is loaded: threads do not spin, libraries keep silent."
     os.environ.setdefault("GOMP_SPINCOUNT", "0")   # two jobs on one machine slow each other otherwise
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.formatwarning = lambda message, *about: f"warning: {message}\n"
     from transformers.utils import logging
     logging.set_verbosity_error()
     logging.disable_progress_bar()

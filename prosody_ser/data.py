@@ -240,7 +240,7 @@ def decode_audio(path: str | Path, start: float | None = None, end: float | None
     """Decode a file, or the part from start to end in seconds: mono float32 (S,), and its own rate in Hz.
     Raises `ManifestError` for a missing, corrupt, short or non-finite file."""
     if not Path(path).is_file():
-        raise ManifestError(f"{path}: no such audio file. Check audio_base_path and audio_filepath.")
+        raise ManifestError(f"{path}: no such audio file. Check its path (audio_base_path, audio_filepath).")
     try:
         with sf.SoundFile(path) as f:
             rate, first = f.samplerate, int((start or 0) * f.samplerate)
@@ -463,11 +463,11 @@ def plot_utterance(
     edges = np.linspace(0, seconds, len(words) + 1)
     times = utterance.word_times or np.stack([edges[:-1], edges[1:]], 1) if word_times is None else word_times
     marks = utterance.prosody_annotations or [0] * len(words)
-    for word, (start, end), mark in zip(words, times, marks, strict=True):
+    for i, (word, (start, end), mark) in enumerate(zip(words, times, marks, strict=True)):
         colour, alpha, weight = ("tab:orange", .25, "bold") if mark else ("tab:blue", .08, "normal")
         ax.axvspan(start, end, color=colour, alpha=alpha, lw=0)
-        ax.text((start + end) / 2, top, word, ha="center", va="bottom", fontsize=9, weight=weight)
-    ax.set(xlim=(0, seconds), ylim=(-top, 1.3 * top), yticks=[], xlabel="seconds")
+        ax.text((start + end) / 2, top * (1 + i % 2 / 4), word, ha="center", fontsize=9, weight=weight)
+    ax.set(xlim=(0, seconds), ylim=(-top, 1.6 * top), yticks=[], xlabel="seconds")
     title = " · ".join(str(x) for x in (utterance.emotion, utterance.speaker) if x is not None)
     ax.set_title(title, loc="left", fontsize=9)
     return ax

@@ -21,6 +21,7 @@ import json
 from base64 import b64encode
 from dataclasses import asdict
 from html import escape
+from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
@@ -32,39 +33,8 @@ from .config import EvaluateConfig, from_parameters
 from .data import SAMPLING_RATE, ManifestError, SpeechDataset, load_audio, read_manifest
 
 # %% ../nbs/07b_report.ipynb #style1
-_STYLE = """
-.pser { --accent: light-dark(#1f5fa8, #82b6f2); --mark: light-dark(#f3a64f, #9c5c12);
-  --warn: light-dark(#fff4dc, #453714); --warn-line: light-dark(#e0a020, #c89020);
-  --soft: color-mix(in srgb, currentColor 68%, transparent);
-  --line: color-mix(in srgb, currentColor 20%, transparent); line-height: 1.5 }
-:is([data-jp-theme-light=false], .quarto-dark, .vscode-dark, html[theme=dark]) .pser { color-scheme: dark }
-:is([data-jp-theme-light=true], .quarto-light, .vscode-light) .pser { color-scheme: light }
-.pser h3 { font-size: 1.05em; margin: 0; font-weight: 400 } .pser p { margin: .35em 0 }
-.pser .note, .pser small { color: var(--soft); font-size: .87em; overflow-wrap: anywhere }
-.pser .warn { background: var(--warn); border-left: 4px solid var(--warn-line); padding: .4em .8em }
-.pser .truth, .pser h3 b { font-weight: 700; color: var(--accent) }
-.pser table { border-collapse: collapse; margin: .3em 0; font-variant-numeric: tabular-nums }
-.pser th, .pser td { text-align: left; padding: .2em 14px .2em 0; border-bottom: 1px solid var(--line) }
-.pser th { color: var(--soft); font-weight: 600; font-size: .87em }
-.pser .number { max-width: 100%; overflow-x: auto }
-.pser .number :is(th, td):not(:first-child) { text-align: right; white-space: nowrap }
-.pser pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85em }
-.pser audio { display: block; width: 100%; max-width: 34em; height: 2.2em; margin: .3em 0 }
-.pser .text { display: grid; grid-template-columns: 3.5em 1fr; overflow-wrap: anywhere }
-.pser .text em { color: var(--soft); font-style: normal; font-size: .87em; line-height: 1.7 }
-.pser .bar { display: flex; align-items: center; gap: .5em; max-width: 39em; font-size: .87em }
-.pser .bar span { flex: none; width: 6.5em; overflow: hidden; text-overflow: ellipsis }
-.pser .bar i { height: .6em; min-width: 1px; border-radius: 2px; background: currentColor; opacity: .3 }
-.pser .bar i.true { background: var(--accent); opacity: 1 } .pser .bar b { font: inherit; color: var(--soft) }
-.pser .word, .pser .timed { padding: 0 .2em; border-radius: 3px;
-  background: color-mix(in srgb, var(--mark) var(--p, 80%), transparent) }
-.pser .marked { text-decoration: underline 2px; text-underline-offset: 3px }
-.pser .timed { display: inline-block; text-align: center; margin: 0 .3em .4em 0; line-height: 1.3 }
-.pser .timed.prominent { font-weight: 700 } .pser .timed small { display: block; font-weight: 400 }
-.pser .cards { display: grid; gap: 1em;
-  grid-template-columns: repeat(auto-fill, minmax(min(19em, 100%), 1fr)) }
-.pser article { border: 1px solid var(--line); border-radius: 8px; padding: .8em 1em; break-inside: avoid }
-"""
+_STYLE = files("prosody_ser").joinpath("style.css").read_text(encoding="utf-8")
+
 
 # %% ../nbs/07b_report.ipynb #style2
 def show_html(
@@ -388,20 +358,7 @@ def _worst_errors(records, n=12):
     return [r for badness, r in ranked if badness > 0][:n]
 
 # %% ../nbs/07b_report.ipynb #c015
-_PAGE_STYLE = """
-:root { color-scheme: light dark } * { box-sizing: border-box }
-body { font: 15px/1.5 system-ui, sans-serif; color: light-dark(#1c2430, #e4e8ee);
-  background: light-dark(#fff, #171b20); max-width: 70rem; margin: 2rem auto; padding: 0 1.2rem }
-h1 { font-size: 1.6rem; margin: 0 }
-h2 { font-size: 1.15rem; margin: 2.2rem 0 .7rem; padding-bottom: .2rem; border-bottom: 2px solid var(--line) }
-.tables { display: flex; flex-wrap: wrap; gap: 0 3rem; align-items: flex-start }
-.tables h2 { margin-top: 1.4rem } section { max-width: 100% }
-.figures { display: flex; flex-wrap: wrap; gap: 1rem 1.5rem; align-items: center }
-figure { margin: 0; flex: 1 1 min(17rem, 100%); max-width: 24rem }
-figure:first-child { flex: 1.5 1 min(24rem, 100%); max-width: 34rem }
-img { display: block; width: 100%; border-radius: 6px }
-@media print { audio { display: none } body { margin: 0; max-width: none } }
-"""
+_PAGE_STYLE = files("prosody_ser").joinpath("report.css").read_text(encoding="utf-8")
 
 def _figure_html(file):
     "A PNG within the page."
@@ -524,4 +481,6 @@ def compare_models(
         verdict = "" if low <= 0 <= high else f"the {better} is better"
         return [name, f"{one[k]:.3f}", f"{two[k]:.3f}", f"{d:+.3f}", f"{low:+.3f} to {high:+.3f}", verdict]
     rows = [row(k, name) for k, name in evaluation.METRIC_NAMES.items() if f"{k}_low" in difference]
-    return markdown_table(["", "first", "second", "difference", "95 % interval", ""], rows)
+    drawn = evaluation.describe_intervals(evaluation.intervals(first)[1])
+    table = markdown_table(["", "first", "second", "difference", "95 % interval", ""], rows)
+    return f"{table}\n\n{len(first)} utterances; {drawn}"

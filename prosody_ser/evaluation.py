@@ -330,8 +330,8 @@ def ctc_advice(
         return (f"CTC has gone silent: {100 * empty:.0f} % of the hypotheses are empty, {100 * blank:.0f} % "
                 "of the frames blank. Train longer, or raise --alpha_asr or --head_lr.")
     if metrics.get("asr/wer", 0) <= 1: return ""
-    penalty = ctc.get("blank_penalty", 0)
-    cure = ("Train longer, or raise --head_lr." if not penalty else
+    penalty, begins = ctc.get("blank_penalty", 0), ctc.get("blank_threshold", .3)
+    cure = ("Train longer, or raise --head_lr or --alpha_asr." if not penalty or blank < begins / 2 else
             f"The blank penalty of {penalty:g} keeps it from stopping; try --ctc_blank_penalty 0.")
     return f"WER is above 1, worse than saying nothing: the model inserts words. {cure}"
 

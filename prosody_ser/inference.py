@@ -9,6 +9,7 @@ __all__ = ['Prediction', 'pick_device', 'Predictor', 'decode_batch', 'to_records
 # %% ../nbs/06b_inference.ipynb #imports
 import hashlib
 import json
+import os
 import sys
 import uuid
 from contextlib import suppress
@@ -66,16 +67,19 @@ class Prediction(dict):
         right.barh(list(chances), list(chances.values()), color="tab:blue")
         right.set(xlim=(0, 1), xlabel="probability")
         right.invert_yaxis()
+        plt.close(fig)                       # a notebook that is given the figure would show it twice
         return fig
 
     def _repr_html_(self):
         from prosody_ser.evaluate import bars_html, show_html, sound_html  # here: training needs no page
 
-        note = f"{self.seconds:.2f} s" + ("; " + _EVEN_SPLIT if self._unplaced else "")
+        marked = any("prominence" in word for word in self.words or [])
+        note = [f"{self.seconds:.2f} s", _EVEN_SPLIT] if self._unplaced else [f"{self.seconds:.2f} s"]
+        note += ["below a word: its start, and how likely it is prominent (bold: above .5)"] if marked else []
         player = sound_html(self.samples) if self.seconds <= 30 else ""      # longer ones make a page heavy
         words = "".join(map(_word_html, self.words or []))
         return show_html(f"<h3><b>{escape(self.emotion or '')}</b></h3>", bars_html(self.probabilities or {}),
-                         f'<p>{words}</p><p class="note">{note}</p>', player).data
+                         f'<p>{words}</p><p class="note">{"; ".join(note)}</p>', player).data
 
 # %% ../nbs/06b_inference.ipynb #n008
 def pick_device(
@@ -91,6 +95,8 @@ def _load_samples(audio, rate):
     if isinstance(audio, Utterance): return data.load_utterance(audio)
     if isinstance(audio, str | Path): return data.load_audio(audio)
     audio = np.asarray(audio)
+    if audio.dtype.kind not in "iuf":
+        raise ValueError("audio must be one file, one Utterance, or samples (S,) of numbers.")
     largest = np.iinfo(audio.dtype).max if audio.dtype.kind in "iu" else 1          # PCM samples to [-1, 1]
     audio = (audio / largest).astype(np.float32)
     if audio.ndim != 1 or len(audio) < data.MIN_SECONDS * rate or not np.isfinite(audio).all():
@@ -255,7 +261,7 @@ def _batches(dataset, seconds, batch_size, collator, num_workers, title):
     "Batches of neighbours in length, each with its places in the dataset."
     places = list(data.batches_by_length(seconds, batch_size))
     loader = torch.utils.data.DataLoader(dataset, batch_sampler=places, collate_fn=collator,
-                                         num_workers=num_workers)
+                                         num_workers=min(num_workers, os.cpu_count()))
     return zip(places, tqdm(loader, desc=title, leave=False), strict=True)
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 from accelerate import PartialState
+from matplotlib.ticker import MaxNLocator
 
 from prosody_ser.config import (
     DECODING_SETTINGS,
@@ -32,10 +33,11 @@ from prosody_ser.config import (
     TrainConfig,
     default_of,
     non_defaults,
+    unknown_setting,
 )
 
 from .data import read_manifest, rows_digest
-from .evaluate import Scores, evaluate_model, metrics_rows, table_html
+from .evaluate import Scores, evaluate_model, metrics_rows, show_html, table_html
 from .evaluation import read_predictions, save_figure
 from .model import load_checkpoint
 
@@ -196,8 +198,9 @@ class _Results(_Settings):
 
     @property
     def metrics(self) -> dict | None:
-        "Scores of the test; None before it."
-        return (_read_if_there(self.results_file) or {}).get("metrics")
+        "Scores of the test, at the end of the run or by evaluate(test) later; None before it."
+        later = _read_if_there(self.folder/"evaluation_test"/"test_metrics.json")
+        return (_read_if_there(self.results_file) or {}).get("metrics", later)
 
     @property
     def is_tested(self) -> bool:
@@ -267,7 +270,7 @@ def _as_html(run):
               "settings that are not their defaults": (["", ""], given),
               "files": (["", ""], [[name, path] for name, path in files.items() if path.exists()])}
     shown = [f"<h4>{title}</h4>{table_html(*table)}" for title, table in tables.items() if table[1]]
-    return "".join([f"<p>{escape(_as_text(run))}</p>", *shown])
+    return show_html(f"<p>{escape(_as_text(run))}</p>", *shown).data
 
 # %% ../nbs/08_run.ipynb #runclass2
 class Run(_Checkpoints):
@@ -435,6 +438,8 @@ def plot_history(
         ax.set_title(title, fontsize=10)
         ax.set_xlabel("epoch")        # the legend lies under the axes, where it covers no curve
         ax.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(.5, -.22), ncols=2)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    plt.close(figure)                 # a notebook that is given the figure would show it twice
     return figure
 
 # %% ../nbs/08_run.ipynb #c006
@@ -509,6 +514,8 @@ def read_runs(
     ignore=(), # names of settings that are not compared
 ):             # facts of the runs, each once, with path and compared; dict: path -> why it was left out
     "Facts of all finished runs. Raises ConfigError where there is none."
+    for name in set(ignore) - {f.name for f in fields(TrainConfig)}:
+        raise ConfigError(unknown_setting(name, TrainConfig))
     found, left_out = {}, {}
     for p in sorted(find_runs(paths), key=lambda p: p.suffix == ".ipynb"):    # after its run folder
         study = p.parent.parent
@@ -521,7 +528,7 @@ def read_runs(
             left_out[str(p)] = str(e)
             continue
         if (p/"ablation").is_dir():
-            left_out[str(p/"ablation")] = "the runs of a study; name that folder to compare them"
+            left_out[str(p/"ablation")] = f"a study's runs; prosody-ser gather {p/'ablation'} compares them"
         facts["compared"] = _compared_settings(facts["settings"], ignore)
         same = found.setdefault(json.dumps([facts["compared"], facts["settings"].get("seed", 0)]), facts)
         if same is not facts and p.is_dir():
