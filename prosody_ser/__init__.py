@@ -13,7 +13,9 @@ __all__ = list(_API)
 
 
 def callable_module(function):
-    """Lets a module be called like its function of the same name: `ps.train(...)` and `ps.train.run_training` both work."""
+    """Lets a module be called like its function of the same name.
+
+    `ps.train(...)` and `ps.train.run_training` both work."""
     from inspect import signature
     module = sys.modules[function.__module__]
     module.__class__ = type("CallableModule", (ModuleType,), {"__call__": staticmethod(function)})

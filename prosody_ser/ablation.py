@@ -175,6 +175,7 @@ def _alpha_variants(config):
     for alphas in product(dict.fromkeys(config.ablation_alphas), repeat=len(_VARIED[mode])):
         settings = _alpha_settings(mode, *alphas)
         joint = dict(alpha=alphas[0]) if mode == "joint" else settings
+        # such as alpha_0.1, or alpha_asr_0_prosody_0.1
         name = "_".join(f"{k}_{v:g}" for k, v in joint.items()).replace("_alpha_p", "_p")
         overrides[name] = settings
     plain = {k: v for k, v in _DEFAULTS.items() if k.startswith("ablation_")}
@@ -432,8 +433,9 @@ def run_crossval(
     runs, folder = _fold_variants(config, folds, seeds), Path(config.save_dir)
     for old in _CROSSVAL_FILES:                                     # a table must not outlive its runs
         (folder/old).unlink(missing_ok=True)
-    encoder_config(config.backbone, config.backbone_path)    # an error that all folds share comes once
     mine = {n: r for n, r in runs.items() if only is None or _fold_of(r.save_dir) in only or _is_finished(r)}
+    if not all(map(_is_finished, mine.values())):
+        encoder_config(config.backbone, config.backbone_path)    # an error that all folds share comes once
     found, failures = run_all(mine, partial(_train_or_read, index=folder/"audio_index.jsonl"))
     if failures:
         first = f"{failures[0]['name']}: {failures[0]['error']}"
@@ -548,8 +550,7 @@ def comparison_table(
     table, # RunTable
 ) -> str:
     "The comparison as Markdown."
-    notes = [f"- {n}" for n in _comparison_notes(table)]
-    return "\n".join([markdown_table(*_comparison_rows(table)), "", *notes])
+    return "\n- ".join([markdown_table(*_comparison_rows(table)) + "\n", *_comparison_notes(table)])
 
 # %% ../nbs/10_ablation_study.ipynb #10cgatherc015
 def runs(

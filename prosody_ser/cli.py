@@ -409,9 +409,6 @@ def main(
     else:
         config = parse_args(command.settings, argv[1:], f"prosody-ser {name}", **about)
     _run_command(lambda: command.run(config))
-    if int(os.environ.get("RANK", 0)):
-        sys.stdout.flush()
-        os._exit(0)                  # threads of the process group can abort a Python that ends in order
 
 # %% ../nbs/12_cli.ipynb #16pagesc006
 # Of every page, beside its settings: name -> type, default, help.
@@ -451,7 +448,8 @@ def _mount_drive():
     try:
         from google.colab import drive
     except ImportError:
-        raise ConfigError("mount_drive: Google Drive is on Colab only. Name folders of this machine.") from None
+        raise ConfigError(
+            "mount_drive: Google Drive is on Colab only. Name folders of this machine.") from None
     drive.mount("/content/drive")
 
 # %% ../nbs/12_cli.ipynb #16pagesc010

@@ -305,6 +305,11 @@ class TrainConfig(
         return [t for t in TASKS if getattr(self, f"use_alpha_{t}")] or list(TASKS)
 
     @property
+    def trackers(self):
+        "Where the run is logged, each once."
+        return list(dict.fromkeys(["wandb"] * self.use_wandb + (self.report_to or [])))
+
+    @property
     def alphas(self):
         "The weight of each task's loss."
         return {t: getattr(self, f"alpha_{t}") for t in TASKS}
@@ -324,7 +329,7 @@ def _contradictions(c) -> Iterator[str]:
                "of the heads that are on a weight above 0.")
     if c.cpu_bf16 and not c.use_amp:
         yield "--cpu_bf16 asks for 16-bit arithmetic, --no_use_amp for none. Choose one."
-    if c.wandb_tags and not (c.use_wandb or "wandb" in (c.report_to or [])):
+    if c.wandb_tags and "wandb" not in c.trackers:
         yield "--wandb_tags are for W&B. Add --use_wandb, or leave them out."
     if c.mix_lr is not None and not c.layer_mix:
         yield "--mix_lr is for the layer mixes, which --no_layer_mix leaves out. Choose one."
@@ -393,7 +398,6 @@ def unused_settings(
 ) -> list[str]:
     "A line for each group of settings that were given and that this run has no use for."
     given, on = non_defaults(config), config.tasks
-    trackers = {"wandb" if config.use_wandb else None, *(config.report_to or [])} - {None}
     of_study = {f.name for f in fields(_StudySettings)}
     of_transcript = {f.name for f in fields(_CTCSettings)} | set(DECODING_SETTINGS)
     of_emotion = {"class_weights", "logit_adjustment", "focal_gamma", "balanced_sampling", "pooling"}
@@ -402,8 +406,8 @@ def unused_settings(
               ({"prosody_pos_weight", "prosody_alignment"}, "prosody" in on, "the prominence head is off"),
               ({"whisper_tail_seconds"}, config.backbone in ("whisper", "tiny"), "this is no Whisper"),
               (of_study, config.run_ablation_study, "there is no --run_ablation_study"),
-              ({"experiment_name", "track_audio"}, trackers, "no tracker is on"),
-              ({"wandb_project", "wandb_group"}, trackers & {"wandb", "trackio"}, "W&B is off")]
+              ({"experiment_name", "track_audio"}, config.trackers, "no tracker is on"),
+              ({"wandb_project", "wandb_group"}, {"wandb", "trackio"} & {*config.trackers}, "W&B is off")]
     idle = [([f"--{n} {given[n]}" for n in given if n in names], why) for names, on, why in groups if not on]
     return [f"without effect, since {why}: {', '.join(settings)}" for settings, why in idle if settings]
 

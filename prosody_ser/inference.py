@@ -74,7 +74,7 @@ class Prediction(dict):
         from prosody_ser.evaluate import bars_html, show_html, sound_html  # here: training needs no page
 
         marked = any("prominence" in word for word in self.words or [])
-        note = [f"{self.seconds:.2f} s", _EVEN_SPLIT] if self._unplaced else [f"{self.seconds:.2f} s"]
+        note = [f"{self.seconds:.2f} s"] + [_EVEN_SPLIT] * self._unplaced
         note += ["below a word: its start, and how likely it is prominent (bold: above .5)"] if marked else []
         player = sound_html(self.samples) if self.seconds <= 30 else ""      # longer ones make a page heavy
         words = "".join(map(_word_html, self.words or []))

@@ -198,9 +198,8 @@ class _Results(_Settings):
 
     @property
     def metrics(self) -> dict | None:
-        "Scores of the test, at the end of the run or by evaluate(test) later; None before it."
-        later = _read_if_there(self.folder/"evaluation_test"/"test_metrics.json")
-        return (_read_if_there(self.results_file) or {}).get("metrics", later)
+        "Scores of the test; None before it."
+        return (_read_if_there(self.results_file) or {}).get("metrics")
 
     @property
     def is_tested(self) -> bool:
@@ -260,16 +259,21 @@ def _as_text(run):
     if run.is_finished: return head + done + chosen
     return head + "not finished" + ("; --resume would go on" if run.has_checkpoint else "") + chosen
 
+def _test_html(run):
+    "The test with what must be read beside the scores, where its report is there."
+    if run.report.is_file(): return Scores.read(run.test_folder)._repr_html_()
+    return run.metrics and table_html(*metrics_rows(run.metrics))
+
 def _as_html(run):
     "A run as a notebook shows it."
     if not run.settings_file.is_file(): return f"<p>{escape(_as_text(run))}</p>"
     given = [[name, value] for name, value in non_defaults(run.config).items()]
     files = {"best model": run.best_model, "report": run.report, "curves": run.history_plot}
-    tables = {"validation, the chosen epoch": metrics_rows(run.best or {}),
-              "test": metrics_rows(run.metrics or {}),
-              "settings that are not their defaults": (["", ""], given),
-              "files": (["", ""], [[name, path] for name, path in files.items() if path.exists()])}
-    shown = [f"<h4>{title}</h4>{table_html(*table)}" for title, table in tables.items() if table[1]]
+    files = [[name, path] for name, path in files.items() if path.exists()]
+    sections = {"validation, the chosen epoch": run.best and table_html(*metrics_rows(run.best)),
+                "test": _test_html(run), "settings that are not their defaults": table_html(["", ""], given),
+                "files": files and table_html(["", ""], files)}
+    shown = [f"<h4>{title}</h4>{html}" for title, html in sections.items() if html]
     return show_html(f"<p>{escape(_as_text(run))}</p>", *shown).data
 
 # %% ../nbs/08_run.ipynb #runclass2
