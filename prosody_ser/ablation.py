@@ -28,9 +28,9 @@ from .data import ManifestError, read_manifest
 from .evaluate import SCORE_PARTS, markdown_table, notes_html, score_text, show_html, table_html
 from .evaluation import LOWER_IS_BETTER, METRIC_NAMES, group_runs, run_groups, save_figure
 from .run import Run, is_main_process, log_main, main_first, read_facts, read_runs
+from .selection import MAIN_METRICS, compared_by
 from .tracking import close_trackers, with_group
 from .train import fit, prepare_training, run_training, train_and_test
-from .trainer import selection_metric
 
 # %% ../nbs/10_ablation_study.ipynb #variants
 def variants(
@@ -50,8 +50,7 @@ def variants(
 # %% ../nbs/10_ablation_study.ipynb #trainorread
 def _is_finished(run):
     "Whether a run has come to its end, with these settings and rows."
-    before = Run(run.save_dir)
-    return before.is_finished and before.same_settings(run)
+    return Run(run.save_dir).is_finished_with(run)
 
 def _discard(run, result="test_results.json"):
     "Remove the result of other settings, and the error of an earlier attempt."
@@ -281,7 +280,7 @@ def run_ablation(
         first = failures[0]["error"]
         raise TrainingError(f"all {len(runs)} runs of the study failed; the first one: {first}\n{folder}/"
                             "ablation_results.json has every error. Mend the cause and start it again.")
-    study = _AlphaStudy(results, config.ablation_mode, selection_metric(config))
+    study = _AlphaStudy(results, config.ablation_mode, config.select_by or MAIN_METRICS[config.tasks[0]])
     warning = study.warning()
     if is_main_process():
         _write(folder/"ablation_table.md", _study_markdown(study, failures, warning) + "\n")
@@ -297,7 +296,7 @@ def run_ablation(
 
 def _write_results(config, results, failures):
     "Every run so far, what failed, the table and the choice."
-    study = _AlphaStudy(results, config.ablation_mode, selection_metric(config))
+    study = _AlphaStudy(results, config.ablation_mode, config.select_by or MAIN_METRICS[config.tasks[0]])
     found = dict(metric=study.metric, mode=study.mode, best=study.chosen)
     if study.chosen and study.mode != "grid":
         found["best_alpha"] = next(iter(study.chosen.values()))
@@ -478,8 +477,8 @@ class RunTable:
         self.frame.insert(len(self.settings) + 1, "seeds", seeds)
         self.frame.insert(len(self.settings) + 2, "chosen_by", [same["chosen_by"].iloc[0] for same in groups])
         self.frame["run"] = [os.path.commonprefix(same["path"].tolist()) for same in groups]
-        chosen_by = set(self.runs["chosen_by"])
-        self.metric = chosen_by.pop() if len(chosen_by) == 1 else None   # that chose the epoch of every run
+        metrics = {compared_by(f["metric"], f["best"]) for f in facts}
+        self.metric = metrics.pop() if len(metrics) == 1 else None       # that the runs are compared by
         self.best = _best(self.frame["validation"], self.metric) if self.metric else None
         self.left_out = left_out or {}
 
@@ -498,8 +497,8 @@ _MAIN_METRICS = "ser/wa", "ser/ua", "ser/macro_f1", "asr/wer", "asr/cer", "proso
 def _scores_of(facts):
     "A run as a row: what chose its epoch, and its test with intervals and floors."
     about = dict(seed=facts["settings"].get("seed", 0), path=facts["path"], chosen_by=facts["metric"])
-    best = dict(validation=facts["best"][facts["metric"]], epoch=facts["best"]["epoch"])
-    return about | best | (facts["test"] or {})
+    validation = facts["best"][compared_by(facts["metric"], facts["best"])]
+    return about | dict(validation=validation, epoch=facts["best"]["epoch"]) | (facts["test"] or {})
 
 def _setting_heads(table):
     "Setting -> heading; settings that always have the same value are one column."

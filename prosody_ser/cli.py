@@ -104,10 +104,12 @@ def train_and_report(
     "Run the training or the study that the settings ask for, and say where the results are."
     from prosody_ser.ablation import run_ablation
     from prosody_ser.evaluate import metrics_table
+    from prosody_ser.selection import floor_warnings
     from prosody_ser.train import run_training, selection_note
     metrics = run_ablation(config) if config.run_ablation_study else run_training(config)
     if metrics:
         print(f"\ntest set, {selection_note(config)}\n\n{metrics_table(metrics)}")
+        print("\n".join(floor_warnings(metrics)))
     if not int(os.environ.get("RANK", 0)):
         print(f"\n{_output_files(config.save_dir)}")
     return metrics
@@ -125,7 +127,8 @@ def _ablation(config):
 
 def _evaluate(config):
     from prosody_ser.evaluate import evaluate_checkpoint, metrics_table
-    print(f"{metrics_table(evaluate_checkpoint(config))}\n\nreport: {config.output_dir}")
+    scores = evaluate_checkpoint(config)
+    print(metrics_table(scores), *scores.warnings, f"\nreport: {config.output_dir}", sep="\n")
 
 # %% ../nbs/12_cli.ipynb #crossvalcmd
 @dataclass(kw_only=True)
@@ -378,7 +381,7 @@ _EXIT = "Exit code: 1 when an error was found (training would stop, or the test 
 
 COMMANDS = dict(
     demo=_Command(_DemoConfig, _demo),
-    train=_Command(TrainConfig, train_and_report, "Train, choose the best epoch on validation, and test it."),
+    train=_Command(TrainConfig, train_and_report, "Train, choose an epoch on validation, and test it."),
     evaluate=_Command(EvaluateConfig, _evaluate, "Score a checkpoint on a manifest and write a report."),
     ablation=_Command(TrainConfig, _ablation, "Train once for each alpha; keep the best on validation.",
                       _STUDY),

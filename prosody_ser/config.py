@@ -44,7 +44,7 @@ CTC_DEFAULTS = dict(entropy_weight=0.01, blank_penalty=50.0, blank_threshold=0.3
 # %% ../nbs/01_config.ipynb #morechoices
 TRACKERS = "wandb", "tensorboard", "trackio", "mlflow", "comet_ml", "clearml", "swanlab", "dvclive"
 
-_SELECTION_METRICS = ["ser/wa", "ser/ua", "ser/macro_f1", "asr/wer", "asr/cer",
+_SELECTION_METRICS = ["skill", "ser/wa", "ser/ua", "ser/macro_f1", "asr/wer", "asr/cer",
                       "prosody/f1", "prosody/accuracy", "prosody/roc_auc"]
 
 _MINIMUM = dict(                       # the least value of a number; of the others it is 0
@@ -143,7 +143,7 @@ class _DataSettings:
     "What is read."
     audio_base_path: str = setting(MISSING, "folder that audio_filepath is relative to")
     train_jsonl: str = setting(MISSING, "manifest to train on")
-    val_jsonl: str = setting(MISSING, "manifest that the best epoch is chosen on")
+    val_jsonl: str = setting(MISSING, "manifest that the epoch is chosen on")
     test_jsonl: str | None = setting(None, "manifest to score the best model on, once; default: no test")
     tokenizer_path: str | None = setting(
         None, "SentencePiece .model, trained if missing; default: save_dir/tok.model")
@@ -254,8 +254,10 @@ class _RunSettings:
     "Which model is kept, what is written and when."
     save_dir: str = setting("checkpoints", "folder of the run: models, history, plots, results")
     select_by: str | None = setting(
-        None, "chooses the epoch; default: ser/macro_f1, else asr/wer, else prosody/f1",
+        None, "chooses the epoch; default: skill, all heads from floor (0) to perfect (1)",
         choices=_SELECTION_METRICS)
+    select_rule: str = setting("one_se", "the last epoch within one standard error of the best, or the best",
+                               choices=["one_se", "best"])
     early_stopping_patience: int = setting(10, "epochs without a better score before the end; 0: never")
     refit: bool = setting(
         False, "train anew on training and validation rows together, as long as validation has chosen")
@@ -322,7 +324,7 @@ class TrainConfig(
 # %% ../nbs/01_config.ipynb #contradictions
 def _contradictions(c) -> Iterator[str]:
     "Messages for settings that cannot be meant together."
-    if c.select_by and (task := c.select_by.split("/")[0]) not in c.tasks:
+    if c.select_by and (task := c.select_by.split("/")[0]) not in ["skill", *c.tasks]:
         yield f"--select_by {c.select_by} needs the {task} head. Switch it on, or choose another metric."
     if not any(c.alphas[t] for t in c.tasks):
         yield (f"all weights are 0 (--alpha_{' --alpha_'.join(c.tasks)}): nothing would be trained. Give one "

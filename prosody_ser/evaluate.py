@@ -31,6 +31,7 @@ from sklearn.metrics import precision_recall_fscore_support
 from . import evaluation
 from .config import EvaluateConfig, from_parameters
 from .data import SAMPLING_RATE, ManifestError, SpeechDataset, load_audio, read_manifest
+from .selection import floor_warnings
 
 # %% ../nbs/07b_report.ipynb #style1
 _STYLE = files("prosody_ser").joinpath("style.css").read_text(encoding="utf-8")
@@ -134,7 +135,7 @@ def _transcript_rows(metrics):
     return ["", "value"], [[name, form.format(metrics[k]).replace("%", " %")] for k, (name, form) in rows]
 
 # %% ../nbs/07b_report.ipynb #c043
-_IN_WORDS = {"intervals", "calibration"}       # settings that the notes put in words
+_IN_WORDS = {"choice", "intervals", "calibration"}       # settings that the notes put in words
 
 def _calibration_note(calibration, metrics):
     "What the temperature did, from the dict of calibrate."
@@ -149,7 +150,8 @@ def _calibration_note(calibration, metrics):
 def _notes(metrics, settings):
     "Sentences to read with the scores."
     drawn, calibration = settings.get("intervals"), settings.get("calibration")
-    notes = [evaluation.describe_intervals(drawn)] if drawn else []
+    notes = [settings["choice"]] if "choice" in settings else []
+    notes += [evaluation.describe_intervals(drawn)] if drawn else []
     if calibration:
         notes += [_calibration_note(calibration, metrics)]
     elif "ser/ece" in metrics:
@@ -181,7 +183,8 @@ class Scores(dict):
     @property
     def warnings(self):
         "Sentences that must not be missed."
-        return list(filter(None, [evaluation.ctc_advice(self, self.settings.get("ctc") or {})]))
+        advice = evaluation.ctc_advice(self, self.settings.get("ctc") or {})
+        return list(filter(None, [advice, *floor_warnings(self)]))
 
     def __repr__(self):
         main, *classes = [_text_table(*t) for t in _tables(self).values()]

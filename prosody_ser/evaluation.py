@@ -6,7 +6,7 @@
 __all__ = ['METRIC_NAMES', 'LOWER_IS_BETTER', 'ser_metrics', 'with_emotion', 'plot_confusion', 'save_figure', 'confidences',
            'calibration_error', 'plot_calibration', 'fit_temperature', 'at_temperature', 'calibrate', 'risk_coverage',
            'aurc', 'confidence_metrics', 'plot_abstention', 'edit_counts', 'normalise', 'asr_metrics', 'ctc_advice',
-           'prosody_metrics', 'score', 'intervals', 'describe_intervals', 'group_runs', 'run_groups',
+           'prosody_metrics', 'score', 'draw_scores', 'intervals', 'describe_intervals', 'group_runs', 'run_groups',
            'paired_difference', 'write_predictions', 'read_predictions']
 
 # %% ../nbs/07_evaluation.ipynb #imports
@@ -23,7 +23,7 @@ from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix, roc_auc_sc
 
 # %% ../nbs/07_evaluation.ipynb #c032
 METRIC_NAMES = {
-    "ser/wa": "emotion WA", "ser/ua": "emotion UA", "ser/macro_f1": "emotion macro-F1",
+    "skill": "skill", "ser/wa": "emotion WA", "ser/ua": "emotion UA", "ser/macro_f1": "emotion macro-F1",
     "ser/weighted_f1": "emotion weighted F1", "asr/wer": "WER", "asr/cer": "CER",
     "asr/wer_normalised": "WER normalised", "asr/cer_normalised": "CER normalised",
     "prosody/f1": "prominence F1", "prosody/precision": "prominence precision",
@@ -445,14 +445,14 @@ def _draw_prosody(records, owner, *draws):
     auc = {"prosody/roc_auc": _drawn_auc(marks, p, owner, *draws)}
     return _prosody_scores(_drawn_sums(counts, owner, *draws)) | auc
 
-def _drawn_scores(records, resamples, seed):
+def _drawn_scores(records, resamples, seed, by_speaker=True):
     "For each task with labels: what was drawn, and its scores in each drawn set, (resamples,) a metric."
     tasks = {"ser": (with_emotion(records), _draw_ser),
              "asr": (_having("text", records), _draw_asr),
              "prosody": (_having("prosody_annotations", records), _draw_prosody)}
     for task, (rows, draw) in tasks.items():
         if not rows: continue
-        owner, drawn = _bootstrap_groups(rows)
+        owner, drawn = _bootstrap_groups(rows) if by_speaker else (np.arange(len(rows)), {})
         yield task, drawn | dict(resamples=resamples, seed=seed), draw(rows, owner, resamples, seed)
 
 # %% ../nbs/07_evaluation.ipynb #c026b
@@ -461,6 +461,16 @@ def _ends(key, values):
     if not np.isfinite(values).any(): return {}
     low, high = np.nanpercentile(np.where(np.isfinite(values), values, np.nan), [2.5, 97.5]).tolist()
     return {f"{key}_low": low, f"{key}_high": high}
+
+def draw_scores(
+    records,         # from predict or read_predictions
+    resamples=1000,  # sets that are drawn
+    seed=0,          # of the draws
+    by_speaker=True, # draw speakers or films where they are known, else utterances
+) -> dict:           # key -> (resamples,)
+    "Every score in each drawn set."
+    drawn = _drawn_scores(records, resamples, seed, by_speaker)
+    return {k: v for *_, scores in drawn for k, v in scores.items()}
 
 def intervals(
     records,        # from predict or read_predictions
@@ -528,7 +538,7 @@ def paired_difference(
     if [*map(_row_key, sets[0])] != [*map(_row_key, sets[1])]:
         raise ValueError(f"the two sets of predictions ({len(records)} and {len(others)}) are not of the "
                          "same utterances; compare models on one test set.")
-    (one, draws), (other, their_draws) = ((score(rows), _all_draws(rows, resamples, seed)) for rows in sets)
+    (one, draws), (other, their_draws) = ((score(rows), draw_scores(rows, resamples, seed)) for rows in sets)
     found = {}
     for k in [k for k in draws if k in their_draws and k in one and k in other]:
         found |= {k: one[k] - other[k]} | _ends(k, draws[k] - their_draws[k])
@@ -537,10 +547,6 @@ def paired_difference(
 def _row_key(record):
     "What names an utterance among the predictions of one or several seeds."
     return str(record["id"]), record.get("seed", 0)
-
-def _all_draws(records, resamples, seed):
-    "The scores (resamples,) of all tasks."
-    return {k: v for _, _, scores in _drawn_scores(records, resamples, seed) for k, v in scores.items()}
 
 # %% ../nbs/07_evaluation.ipynb #c036
 def write_predictions(

@@ -20,6 +20,7 @@ from itertools import count
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from accelerate import PartialState
 from matplotlib.ticker import MaxNLocator
@@ -40,6 +41,7 @@ from .data import read_manifest, rows_digest
 from .evaluate import Scores, evaluate_model, metrics_rows, show_html, table_html
 from .evaluation import read_predictions, save_figure
 from .model import load_checkpoint
+from .selection import choice_text
 
 # %% ../nbs/08_run.ipynb #c007
 class _Files:
@@ -168,12 +170,6 @@ class _Settings(_Files):
         return self.settings_file.exists() and not self.changed_settings(config)
 
 # %% ../nbs/08_run.ipynb #c019
-def _is_complete(checkpoint) -> bool:
-    "Whether a checkpoint was written to its end: the trainer's state is its last file."
-    with suppress(ConfigError):
-        return bool(_read(Path(checkpoint)/"trainer_state.json"))
-    return False
-
 class _Results(_Settings):
     "What came of a run."
     @property
@@ -190,6 +186,11 @@ class _Results(_Settings):
     def best(self) -> dict | None:
         "Epoch and validation scores of the chosen epoch; None where none was validated yet."
         return _read_if_there(self.best_scores) or (_read_if_there(self.history_file) or {}).get("best")
+
+    @property
+    def choice(self) -> str:
+        "Which epoch validation chose, and how sure that is."
+        return choice_text(self.history | dict(best=self.best))
 
     @property
     def refit(self) -> dict | None:
@@ -210,7 +211,22 @@ class _Results(_Settings):
         untested = self.settings_file.is_file() and not self.settings["test_jsonl"]
         return self.is_tested or self.study_result.is_file() or (untested and self.model_card.is_file())
 
+    def is_finished_with(self,
+                         config) -> bool: # TrainConfig
+        "Whether the run came to its end with these settings and rows, so that it need not be repeated."
+        finished = self.is_finished and self.same_settings(config)
+        if finished and self.history_file.is_file() and self.metric != (config.select_by or "skill"):
+            log_once(f"finished runs are read whose epoch {self.metric} chose, as was the default before; "
+                     f"--select_by {self.metric} would choose the others alike")
+        return finished
+
 # %% ../nbs/08_run.ipynb #c020
+def _is_complete(checkpoint) -> bool:
+    "Whether a checkpoint was written to its end: the trainer's state is its last file."
+    with suppress(ConfigError):
+        return bool(_read(Path(checkpoint)/"trainer_state.json"))
+    return False
+
 class _Checkpoints(_Results):
     "Where a run can go on from."
     def latest_checkpoint(self) -> Path | None:
@@ -254,7 +270,7 @@ def _as_text(run):
     "How far a run has come, in a few words."
     head = f"Run({str(run.folder)!r}): "
     if not run.settings_file.is_file(): return head + "no training run in this folder"
-    chosen = f"; epoch {run.best['epoch']:g} was chosen on validation" if run.best else ""
+    chosen = f"; {run.choice}" if run.best and run.history_file.is_file() else ""
     done = "trained and tested" if run.is_tested else "trained, not tested"
     if run.is_finished: return head + done + chosen
     return head + "not finished" + ("; --resume would go on" if run.has_checkpoint else "") + chosen
@@ -372,7 +388,7 @@ def log_once(what):
 # %% ../nbs/08_run.ipynb #curves2
 def history_from_log(
     log,    # the trainer's log_history
-    metric, # that chooses the best epoch
+    metric, # that chooses the epoch
 ) -> dict:  # metric; train: lines with losses; val: lines with validation scores
     "Training and validation apart, each line with its step and epoch."
     val = [{k.removeprefix("eval_"): v for k, v in e.items()} for e in log if f"eval_{metric}" in e]
@@ -389,7 +405,7 @@ def write_history(
     save_figure(plot_history(history), run.history_plot)
 
 # %% ../nbs/08_run.ipynb #curves3
-_SCORES = {"ser": ["ser/macro_f1", "ser/ua", "ser/wa"], "asr": ["asr/wer", "asr/cer"],
+_SCORES = {"skill": ["skill"], "ser": ["ser/macro_f1", "ser/ua", "ser/wa"], "asr": ["asr/wer", "asr/cer"],
            "prosody": ["prosody/f1", "prosody/accuracy"]}
 _TASK_VALUES = {"grad_share": ("share of the gradient on the backbone", dict(ylim=(-.03, 1.03))),
                 "alpha": ("learned weights of the losses", dict(yscale="log"))}
@@ -409,14 +425,22 @@ def _plot_losses(ax, history):
     if all(e["loss"] > 0 for e in history["train"] + history["val"]):    # with learned weights it may cross 0
         ax.set_yscale("log")
 
+def _error_band(ax, lines, metric):
+    "One standard error to both sides of the score that chooses."
+    known = [(e["epoch"], e[metric], e[f"{metric}_se"]) for e in lines if f"{metric}_se" in e]
+    if known:
+        epochs, scores, errors = map(np.array, zip(*known, strict=True))
+        ax.fill_between(epochs, scores - errors, scores + errors, alpha=.15, lw=0)
+
 def _plot_scores(ax, history, metrics):
     "Validation scores of a task, the floor of the first one, and the chosen epoch."
     for m in metrics:
         _curve(ax, history["val"], m, m, ".-")
+        _error_band(ax, history["val"], m)
     floor = f"{metrics[0]}_floor"
     ax.axhline(history["val"][-1][floor], color="0.6", lw=1, ls=":", label=f"floor of {metrics[0]}")
     if history.get("best"):
-        ax.axvline(history["best"]["epoch"], color="tab:green", lw=1, alpha=.6, label="best epoch")
+        ax.axvline(history["best"]["epoch"], color="tab:green", lw=1, alpha=.6, label="chosen epoch")
 
 def _plot_tasks(ax, history, what, look):
     "A value of each task in training: its share of the gradient, or its learned weight."

@@ -284,7 +284,7 @@ def send_validation(
     "Send the best epoch's validation scores and confusion matrix to the trackers."
     path = Path(config.save_dir)/"validation_predictions.jsonl"
     if not config.trackers or not best or not path.exists(): return
-    records, own = read_predictions(path), ("epoch", "step", "loss")
+    records, own = read_predictions(path), ("epoch", "step", "loss", "skill", "skill_se")
     scores = {f"best/{k}": v for k, v in best.items()
               if isinstance(v, int | float) and ("/" in k or k in own)} | {"best/metric": metric}
     figures = _draw_validation_confusion(config.save_dir, records)

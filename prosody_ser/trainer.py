@@ -29,10 +29,11 @@ from prosody_ser.data import (
 
 from .config import TASKS, ConfigError, TrainingError
 from .ctc import world_size
-from .evaluation import LOWER_IS_BETTER, ctc_advice, score, write_predictions
+from .evaluation import ctc_advice, score, write_predictions
 from .inference import decode_batch, half_precision, to_records
 from .model import Collator, merged_state
 from .run import Run, history_from_log, log_main, log_once, swap_folder, write_history
+from .selection import choose, out_of_patience, skill, standard_error
 from .tracking import run_name, tracker_callbacks
 
 # %% ../nbs/09_trainer.ipynb #c011
@@ -271,7 +272,14 @@ class _Validation:
         val, tokenizer = self.eval_dataset, self.processing_class.tokenizer
         utterances, emotions = [val.utterances[i] for i in rows], [val.emotions[i] for i in rows]
         self.validated = to_records(utterances, emotions, decoded, val.names, tokenizer)
-        return score(self.validated)
+        return self._with_choice(score(self.validated))
+
+    def _with_choice(self, scores):
+        "The scores with skill, and the standard error of what chooses the epoch."
+        heads = [t for t in self.config.tasks if self.config.alphas[t]]     # a head without weight is idle
+        scores |= dict(skill=skill(scores, heads), skill_floor=0.0)
+        error = standard_error(self.validated, self.metric, heads)
+        return scores | ({f"{self.metric}_se": error} if np.isfinite(error) else {})
 
 # %% ../nbs/09_trainer.ipynb #c034
 def _within_epoch(state):
@@ -304,12 +312,11 @@ class _KeepBest(_Checkpoints):
     "Save the best model, stop early, and validate within long epochs."
     def __init__(self,
                  config,     # TrainConfig
-                 metric,     # validation metric that chooses, such as ser/macro_f1
+                 metric,     # validation metric that chooses, such as skill
                  save_model, # function: writes the model to a folder, called on every process
                  validated): # function: returns the records of the last validation
         super().__init__(config)
         self.metric, self.save_model, self.validated = metric, save_model, validated
-        self.sign = -1 if metric in LOWER_IS_BETTER else 1
 
     def on_train_begin(self, args, state, control, **kwargs):
         run = Run(args.output_dir)                                              # may be resumed
@@ -322,13 +329,12 @@ class _KeepBest(_Checkpoints):
             control.should_evaluate = True
 
     def on_evaluate(self, args, state, control, **kwargs):
-        history = history_from_log(state.log_history, self.metric)
-        scores, folder = history["val"][-1], Path(args.output_dir)
-        if self.best is None or self.sign * scores[self.metric] > self.sign * self.best[self.metric]:
-            self.best = scores
+        history, folder = history_from_log(state.log_history, self.metric), Path(args.output_dir)
+        lines = ([self.best] if self.best else []) + history["val"]     # a resumed run may have lost it
+        if choose(lines, self.metric, self.config.select_rule) is lines[-1]:
+            self.best = lines[-1]
             self._save(folder, state.is_world_process_zero)
-        patience = self.config.early_stopping_patience
-        if patience and state.epoch - self.best["epoch"] >= patience:
+        if out_of_patience(lines, self.metric, self.config.early_stopping_patience):
             control.should_training_stop = True
         if state.is_world_process_zero:
             write_history(folder, history)
@@ -362,7 +368,7 @@ class _StopAt(_Checkpoints):
 # %% ../nbs/09_trainer.ipynb #c039
 class _Progress(ProgressCallback):
     "A progress bar with one line for each validation, and a warning when CTC is not well."
-    shown = "ser/ua", "ser/macro_f1", "asr/wer", "prosody/f1"
+    shown = "skill", "ser/ua", "ser/macro_f1", "asr/wer", "prosody/f1"
 
     def __init__(self,
                  ctc): # dict of the CTC loss's options
@@ -419,9 +425,10 @@ def check_bf16(
 def selection_metric(
     config, # TrainConfig
 ) -> str:
-    "Name the validation metric that chooses the best epoch."
-    default = {"ser": "ser/macro_f1", "asr": "asr/wer", "prosody": "prosody/f1"}
-    return config.select_by or default[config.tasks[0]]
+    "Name the validation metric that chooses the epoch; a run that goes on keeps its own."
+    if config.select_by: return config.select_by
+    before = Run(config.save_dir)
+    return before.metric if config.resume and before.history_file.is_file() else "skill"
 
 def training_arguments(
     config,        # TrainConfig
@@ -473,9 +480,9 @@ class MTLTrainer(_DurationBatches, _LearningRates, _GradientShares, _TaskLosses,
                  data,        # dict: train, and val unless until is given -> SpeechDataset
                  until=None): # epoch to stop at, without validation; None: validation chooses
         self.config, self.task_losses, self.measured_step = config, {}, None
-        self.diverged, self.validated = 0, None
+        self.diverged, self.validated, self.metric = 0, None, selection_metric(config)
         self.selection = _StopAt(config, until) if until is not None else _KeepBest(
-            config, selection_metric(config), self.save_whole, lambda: self.validated)
+            config, self.metric, self.save_whole, lambda: self.validated)
         super().__init__(
             model, training_arguments(config, until is None), Collator(model.processor.tokenizer),
             data["train"], data.get("val"), model.processor, compute_metrics=self._score,
@@ -484,7 +491,7 @@ class MTLTrainer(_DurationBatches, _LearningRates, _GradientShares, _TaskLosses,
 
     @property
     def best(self):
-        "Validation scores of the best epoch so far, a dict; None before the first validation."
+        "Validation scores of the chosen epoch so far, a dict; None before the first validation."
         return self.selection.best
 
     def restore(self, checkpoint):

@@ -143,7 +143,27 @@ def test_loader_and_precision_flags_reach_the_trainer(corpus, tmp_path, monkeypa
 def test_select_by(corpus, tmp_path):
     from prosody_ser.trainer import selection_metric
     chosen = [selection_metric(config(corpus, tmp_path, **m)) for m in ({}, dict(select_by="asr/wer"), dict(use_alpha_prosody=True))]
-    assert chosen == ["ser/macro_f1", "asr/wer", "prosody/f1"]
+    assert chosen == ["skill", "asr/wer", "skill"]
+
+
+@pytest.mark.parametrize("rule, patience, kept, stopped", [("best", 0, [1, 2], False), ("one_se", 0, [1, 2, 4], False),
+                                                           ("one_se", 2, [1, 2, 4], True)])
+def test_select_rule(corpus, tmp_path, rule, patience, kept, stopped):
+    """The best epoch, or the last within one standard error of it; patience counts from the best one."""
+    from transformers import TrainerControl, TrainerState
+
+    from prosody_ser.trainer import _KeepBest, training_arguments
+    c = config(corpus, tmp_path, select_rule=rule, early_stopping_patience=patience)
+    state, control, saved = TrainerState(), TrainerControl(), []
+    keep = _KeepBest(c, "skill", lambda folder: Path(folder).mkdir(parents=True) or saved.append(state.epoch), lambda: [])
+    keep.on_train_begin(training_arguments(c), state, control)
+    for epoch, skill in enumerate((.2, .6, .4, .55), 1):
+        state.epoch = float(epoch)
+        scores = dict(loss=1., skill=skill, skill_se=.06, skill_floor=0.)
+        state.log_history += [dict(loss=1., epoch=state.epoch), {f"eval_{k}": v for k, v in scores.items()} | dict(epoch=state.epoch)]
+        keep.on_evaluate(training_arguments(c), state, control)
+    assert (saved, keep.best["epoch"], control.should_training_stop) == (kept, kept[-1], stopped)
+    assert json.loads((Path(c.save_dir) / "training_history.json").read_text())["best"]["epoch"] == kept[-1]
 
 
 def test_decoder_flags_act(corpus, tmp_path):

@@ -90,7 +90,7 @@ def test_wandb_has_settings_curves_and_scores(tracked):
     assert {"eval/asr/blank_rate", "eval/asr/empty_rate", "eval/ser/ua", "eval/ser/ua_floor"} <= set().union(*found["history"])
     metrics = json.loads((tracked / "run/test_results.json").read_text())["metrics"]
     assert {k: found["summary"][f"test/{k}"] for k in metrics if metrics[k] == metrics[k]} == pytest.approx({k: v for k, v in metrics.items() if v == v})
-    assert found["summary"]["best/metric"] == "ser/macro_f1" and found["summary"]["best/ser/macro_f1"] == past["best"]["ser/macro_f1"] and found["summary"]["best/epoch"] == past["best"]["epoch"]
+    assert found["summary"]["best/metric"] == "skill" and found["summary"]["best/skill"] == past["best"]["skill"] and found["summary"]["best/ser/macro_f1"] == past["best"]["ser/macro_f1"] and found["summary"]["best/epoch"] == past["best"]["epoch"]
     assert "CTC" in found["summary"]["test/advice"] or "WER" in found["summary"]["test/advice"] or found["summary"]["test/advice"] == "none"
 
 
