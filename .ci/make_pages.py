@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from prosody_ser.cli import PAGE_PARAMETERS  # noqa: E402
 from prosody_ser.config import EvaluateConfig, GatherConfig, TrainConfig, default_of  # noqa: E402
+from prosody_ser.parsing import RECIPE_HELP  # noqa: E402
 
 # page -> class of its settings, defaults that differ from the class's, settings that are not the page's
 RUNNABLE = {
@@ -80,7 +81,8 @@ def parameters(config_class, own, left_out):
         short = line(f.name, kind, default, help + demo)
         whole = line(f.name, kind, default, f"{help} ({', '.join(f.metadata.get('choices') or [])}){demo}")
         lines.append(whole if f.metadata.get("choices") and len(whole) <= COLUMNS else short)
-    return "\n".join(lines + [line(name, *what) for name, what in PAGE_PARAMETERS.items()])
+    own = {"recipe": (str, "default", RECIPE_HELP)} if config_class is TrainConfig else {}
+    return "\n".join(lines + [line(name, *what) for name, what in (own | PAGE_PARAMETERS).items()])
 
 
 def cell(kind, source, name, tags=()):

@@ -1,152 +1,582 @@
-"""The real-data record: leave one speaker out, what the auxiliary tasks are worth, frozen and fine-tuned, beside ComParE + SVM on the same folds.
+"""The record: every row of the results page, from real corpora to one JSON file.
 
-    python benchmarks/record.py --data EMODB --backbones whisper-base=PATH whisper-tiny=PATH --imbalance --steps --publish nbs/results/record.json
+    D="emodb=EMODB nemo=NEMO ravdess=RAVDESS"; B="whisper-tiny=TINY whisper-base=BASE"
+    python benchmarks/record.py --corpora $D --backbones $B --plan       # rows, what is finished, hours left
+    python benchmarks/record.py --corpora $D --backbones $B --publish nbs/results/record.json
 
-Each row is one `prosody-ser crossval` (8 folds on the Berlin corpus cut at 2 s); finished runs are read, so it can be broken off and
-gone on with, and rows that no run has been made for are left out (--read_only makes none). Scores are pooled over all speakers, each
-heard only by the model that was not trained on it; intervals and differences are drawn over speakers. `pip install 'prosody-ser[record]'`
-adds the rows of openSMILE's ComParE 2016 functionals (6,373) with a linear support vector machine, its C chosen on each fold's
-validation speaker; models that are refitted with that speaker are held against one that is. --publish writes the figures that the page `nbs/results.ipynb` draws.
+Most rows are one `prosody-ser crossval` with speakers that share no split: scores are pooled over the test
+speakers, each heard only by models that were not trained on it. Finished runs are read, so it can be broken
+off and gone on with; seeds come one after another, so that every row has one seed before any has two. Each
+row says which commits made its runs. `pip install 'prosody-ser[record]'` adds openSMILE for ComParE + SVM.
+
+Parts: table (corpora, backbones, ways), paper (what the transcript is worth to the emotions, fine-tuned),
+ablations (our own choices, one at a time), across (train on some corpora, test on another).
 """
+
 import argparse
 import datetime
 import json
 import os
 import platform
 import subprocess
-import sys
+import time
+from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 
-from studies import flags
+import numpy as np
+from common import CORPORA, PLAIN, commit, heads, prosody_ser, read_json, write_json
 
-from prosody_ser.evaluation import paired_difference, intervals, read_predictions, score, write_predictions
-
-RECIPE = dict(backbone="whisper", vocab_size=200, head_lr=1e-3, gradient_accumulation_steps=1, ctc_blank_penalty=0, num_workers=0, checkpoint_interval=0,
-              decode_method="greedy", early_stopping_patience=0)
-WAYS = {"frozen": dict(freeze_backbone=True, num_epochs=20), "frozen, refit": dict(freeze_backbone=True, num_epochs=20, whisper_tail_seconds=30, speed_perturb=0.15, refit=True),
-        "fine-tuned": dict(num_epochs=10, freeze_epochs=5, backbone_lr=2e-5, speed_perturb=0.15)}
-TASKS = {"SER": ["ser"], "all three": ["ser", "asr", "prosody"], "SER + ASR": ["ser", "asr"], "SER + prosody": ["ser", "prosody"]}
-IMBALANCE = {"class weights": dict(class_weights="balanced"), "logit adjustment 1": dict(logit_adjustment=1.0), "focal loss 2": dict(focal_gamma=2.0),
-             "balanced sampling": dict(balanced_sampling=1.0)}
-STEPS = {"30 s of silence": dict(whisper_tail_seconds=30), "speed perturbation": dict(speed_perturb=0.15), "refit": dict(refit=True)}
+SMALL = dict(
+    vocab_size=200,
+    head_lr=4e-3,
+    gradient_accumulation_steps=1,
+    ctc_blank_penalty=0,
+    num_epochs=10,
+    early_stopping_patience=0,
+)
+FROZEN = SMALL | dict(freeze_backbone=True)
+WAYS = {
+    "frozen": FROZEN,
+    "frozen, refit": FROZEN | dict(refit=True),
+    "fine-tuned": SMALL | dict(backbone_lr=1e-4, freeze_epochs=2),
+}
+HEADS = {
+    ("ser",): "emotion alone",
+    ("ser", "asr"): "with transcript",
+    ("ser", "asr", "prosody"): "with transcript and prominence",
+}
 SHOWN = "ser/ua", "ser/wa", "ser/macro_f1", "asr/wer", "prosody/f1"
 
 
-def corpus(data: Path, out: Path):
-    "One manifest of all rows"
-    from prosody_ser.data import read_manifest, write_manifest
-    write_manifest([u for s in ("train", "val", "test") for u in read_manifest(data/f"{s}.jsonl")], out/"all.jsonl")
-    return out/"all.jsonl"
+@dataclass
+class Row:
+    """One line of a table: models that differ in seed and fold alone."""
+
+    part: str
+    corpus: str
+    backbone: str
+    way: str
+    variant: str  # what tells it from the other rows of the part
+    settings: dict
+    against: list = field(default_factory=list)  # ids of the rows that it is compared with
+    seeds: int = 3
+    kind: str = "crossval"  # or svm, across
+    trained_on: str = ""  # across: names of the corpora
+
+    @property
+    def id(self):
+        """What tables call it."""
+        return "/".join([self.part, self.corpus, self.backbone, self.way, self.variant])
+
+    def place(self, out):
+        """The folder of its runs, the same for rows of several parts that have the same settings."""
+        what = json.dumps([self.kind, self.trained_on, self.settings], sort_keys=True)
+        return out / self.corpus / self.backbone / blake2b(what.encode(), digest_size=4).hexdigest()
 
 
-def crossval(folder: Path, settings: dict, seeds: int, read_only: bool):
-    "One study in a process of its own: its pooled predictions; None where it has not been made"
-    pooled = folder/"crossval_predictions.jsonl"
-    if read_only and not pooled.exists(): return None
-    if not read_only:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder/"log.txt", "a") as log:
-            subprocess.run([sys.executable, "-c", "from prosody_ser.cli import main; main()", "crossval", *flags(settings | dict(save_dir=folder, seeds=seeds))], stdout=log, stderr=log, check=True)
-    return read_predictions(pooled)
+# ---- the rows
 
 
-def compare_svm(data: Path, folds: list, refit: bool):
-    "ComParE functionals and a linear SVM, with refit trained on the validation speaker too once it has chosen C: predictions in the shape of ours"
-    import numpy as np
+def table_rows(corpora, backbones):
+    """Each corpus by each backbone and way: the emotion alone, and with all that it has labels for."""
+    for corpus in corpora:
+        svm = {
+            refit: Row(
+                "table",
+                corpus,
+                "ComParE",
+                "SVM" + ", refit" * refit,
+                "emotion alone",
+                dict(refit=refit),
+                seeds=1,
+                kind="svm",
+            )
+            for refit in (False, True)
+        }
+        yield from svm.values()
+        for backbone in backbones:
+            for way, settings in WAYS.items():
+                alone = None
+                for tasks in dict.fromkeys([("ser",), tuple(CORPORA[corpus].heads)]):
+                    others = [svm["refit" in settings].id] + ([alone.id] if alone else [])
+                    row = Row("table", corpus, backbone, way, HEADS[tasks], settings | heads(tasks), others)
+                    alone = alone or row
+                    yield row
+
+
+def paper_rows(corpora, backbones):
+    """Cai et al. 2021: the emotion alone, and with the transcript at several weights; both kinds of heads."""
+    if "nemo" not in corpora or "whisper-tiny" not in backbones:
+        return
+    base = WAYS["fine-tuned"]
+    transcript = heads(["ser", "asr"])
+    weights = {"α 0.1": dict(alpha_asr=0.1), "α 1": dict(alpha_asr=1.0), "α 0.01": dict(alpha_asr=0.01)}
+    learned = {"α learned": dict(alpha_asr=0.1, alpha_mode="uncertainty")}
+    theirs = dict(layer_mix=False, pooling="mean")
+    for head, more, variants in (("our heads", {}, weights | learned), ("last layer, mean", theirs, weights)):
+        alone = Row("paper", "nemo", "whisper-tiny", head, "emotion alone", base | heads(["ser"]) | more)
+        yield alone
+        for name, alpha in variants.items():
+            yield Row(
+                "paper", "nemo", "whisper-tiny", head, name, base | transcript | more | alpha, [alone.id]
+            )
+
+
+ABLATIONS = {
+    "last layer alone": dict(layer_mix=False),
+    "mean pooling": dict(pooling="mean"),
+    "attentive pooling": dict(pooling="attentive"),
+    "30 s of silence": dict(whisper_tail_seconds=30),
+    "speed perturbation": dict(speed_perturb=0.15),
+    "refit": dict(refit=True),
+    "random batches": dict(batching="random"),
+    "class weights": dict(class_weights="balanced"),
+    "rate of the heads 1e-3": dict(head_lr=1e-3),
+    "blank penalty 50": dict(ctc_blank_penalty=50),
+    "character tokens": dict(tokenizer_type="char", vocab_size=60),
+    "best epoch": dict(select_rule="best"),
+    "20 epochs": dict(num_epochs=20),
+}
+
+
+def ablation_rows(corpora, backbones):
+    """One choice changed at a time, frozen, on nEMO."""
+    if "nemo" not in corpora or "whisper-tiny" not in backbones:
+        return
+    base = WAYS["frozen"] | heads(["ser", "asr"])
+    plain = Row("ablations", "nemo", "whisper-tiny", "frozen", "as it is", base)
+    yield plain
+    for name, more in ABLATIONS.items():
+        yield Row("ablations", "nemo", "whisper-tiny", "frozen", name, base | more, [plain.id])
+
+
+def across_rows(corpora, backbones):
+    """Five emotions that all have: train on two corpora and test the third; all together; each alone."""
+    if len(corpora) < 3 or "whisper-base" not in backbones:
+        return
+    base = WAYS["frozen"] | heads(["ser"])
+    for corpus in corpora:
+        others = " and ".join(c for c in corpora if c != corpus)
+        own, together = (
+            Row(
+                "across",
+                corpus,
+                "whisper-base",
+                "frozen",
+                f"trained on {name}",
+                base,
+                kind="across",
+                trained_on=name,
+            )
+            for name in (corpus, "all")
+        )
+        together.against = [own.id]
+        unseen = Row(
+            "across",
+            corpus,
+            "whisper-base",
+            "frozen",
+            f"trained on {others}",
+            base,
+            [own.id],
+            kind="across",
+            trained_on=others,
+        )
+        yield from (own, together, unseen)
+
+
+PARTS = {"table": table_rows, "paper": paper_rows, "ablations": ablation_rows, "across": across_rows}
+
+
+# ---- making them
+
+
+def corpus_settings(corpus, folder):
+    """Where a corpus lies, and how its emotions are named."""
+    about = CORPORA[corpus]
+    named = dict(emotion_names=about.emotion_names) if about.emotion_names else {}
+    folds = dict(folds=about.folds) if about.folds else {}
+    return dict(manifests=[folder / m for m in about.manifests], audio_base_path=folder) | named | folds
+
+
+SHARED = {
+    "neutral": "neutral",
+    "anger": "anger",
+    "angry": "anger",
+    "fear": "fear",
+    "fearful": "fear",
+    "happiness": "happiness",
+    "happy": "happiness",
+    "sadness": "sadness",
+    "sad": "sadness",
+}
+EMODB = ["neutral", "anger", "boredom", "disgust", "fear", "happiness", "sadness"]
+
+
+def shared_rows(corpus, folder):
+    """The rows of the five emotions, with whole paths and speakers named by their corpus."""
+    from dataclasses import replace
+
+    from prosody_ser.data import read_manifest
+
+    for manifest in CORPORA[corpus].manifests:
+        for u in read_manifest(folder / manifest):
+            name = EMODB[int(u.emotion)] if CORPORA[corpus].emotion_names else u.emotion
+            if name in SHARED:
+                path = str((folder / u.audio_filepath).resolve().relative_to("/"))
+                yield replace(u, emotion=SHARED[name], audio_filepath=path, speaker=f"{corpus} {u.speaker}")
+
+
+def across_folds(row, corpora, out, k=5):
+    """Folds for a row: every speaker of its corpus is tested once, by a model that never heard them."""
+    from prosody_ser.data import speaker_folds, write_manifest
+
+    dealt = {c: speaker_folds(list(shared_rows(c, folder)), k) for c, folder in corpora.items()}
+    names = list(corpora) if row.trained_on == "all" else row.trained_on.split(" and ")
+    for i in range(k):
+        train, val = ([u for c in names for u in dealt[c][i][part]] for part in (0, 1))
+        if row.corpus not in names:  # what its own models would be tested on is free to be learned
+            train += [u for c in names for u in dealt[c][i][2]]
+        splits = dict(train=train, val=val, test=dealt[row.corpus][i][2])
+        for split, rows in splits.items():
+            (out / str(i)).mkdir(parents=True, exist_ok=True)
+            write_manifest(rows, out / str(i) / f"{split}.jsonl")
+    return out
+
+
+def make_crossval(row, place, args, seeds):
+    """Runs that are not finished, in a process of their own; notes commit and minutes of what it made."""
+    settings = (
+        PLAIN | row.settings | dict(save_dir=place, seeds=seeds, backbone_path=args.backbones[row.backbone])
+    )
+    if row.kind == "across":
+        settings |= dict(fold_dir=across_folds(row, args.corpora, place / "folds"), audio_base_path="/")
+    else:
+        settings |= corpus_settings(row.corpus, args.corpora[row.corpus])
+    if row.settings.get("freeze_backbone"):
+        settings |= dict(feature_cache=args.out / "cache")
+    elif args.cpu_bf16:
+        settings |= dict(cpu_bf16=True)
+    before, began = finished(place), time.time()
+    prosody_ser("crossval", settings, place / "log.txt")
+    if new := finished(place) - before:
+        made = read_json(place / "made.json", [])
+        write_json(
+            place / "made.json", [*made, dict(commit=commit(), runs=new, minutes=(time.time() - began) / 60)]
+        )
+
+
+def finished(place):
+    """How many runs of a row have been tested."""
+    return len(list(place.glob("fold_*/seed_*/test_results.json")))
+
+
+def compare_svm(folds, folder, refit):
+    """ComParE functionals and a linear SVM, its C chosen on validation: predictions in the shape of ours."""
     import opensmile
+    from sklearn.metrics import recall_score
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
-    from sklearn.metrics import recall_score
     from sklearn.svm import LinearSVC
+
     from prosody_ser.data import group_of, load_utterance, read_manifest
+
     smile = opensmile.Smile(opensmile.FeatureSet.ComParE_2016, opensmile.FeatureLevel.Functionals)
     seen, records = {}, []
+
     def features(u):
-        if u.audio_filepath not in seen: seen[u.audio_filepath] = smile.process_signal(load_utterance(u, data), 16000).to_numpy()[0]
+        if u.audio_filepath not in seen:
+            seen[u.audio_filepath] = smile.process_signal(load_utterance(u, folder), 16000).to_numpy()[0]
         return seen[u.audio_filepath]
+
+    def learn(c, x, y):
+        return make_pipeline(StandardScaler(), LinearSVC(C=c, random_state=0, max_iter=20_000)).fit(x, y)
+
     for fold in folds:
-        x, y, rows = {}, {}, {s: read_manifest(fold/f"{s}.jsonl") for s in ("train", "val", "test")}
-        for s, us in rows.items(): x[s], y[s] = np.nan_to_num(np.stack([features(u) for u in us])), [u.emotion for u in us]
-        def learn(c): return make_pipeline(StandardScaler(), LinearSVC(C=c, random_state=0, max_iter=20_000)).fit(x["train"], y["train"])
-        best = max((learn(c) for c in (1e-5, 1e-4, 1e-3, 1e-2)), key=lambda m: recall_score(y["val"], m.predict(x["val"]), average="macro", zero_division=0))
-        if refit: best.fit(np.concatenate([x["train"], x["val"]]), y["train"] + y["val"])
-        records += [dict(id=u.id or u.audio_filepath, seed=0, emotion=str(u.emotion), predicted_emotion=str(p), speaker=u.speaker, group=group_of(u)) for u, p in zip(rows["test"], best.predict(x["test"]))]
+        rows = {s: read_manifest(fold / f"{s}.jsonl") for s in ("train", "val", "test")}
+        x = {s: np.nan_to_num(np.stack([features(u) for u in us])) for s, us in rows.items()}
+        y = {s: [str(u.emotion) for u in us] for s, us in rows.items()}
+        models = {c: learn(c, x["train"], y["train"]) for c in (1e-5, 1e-4, 1e-3, 1e-2)}
+        ua = {
+            c: recall_score(y["val"], m.predict(x["val"]), average="macro", zero_division=0)
+            for c, m in models.items()
+        }
+        best = max(ua, key=ua.get)
+        model = (
+            learn(best, np.concatenate([x["train"], x["val"]]), y["train"] + y["val"])
+            if refit
+            else models[best]
+        )
+        records += [
+            dict(
+                id=u.id or u.audio_filepath,
+                seed=0,
+                emotion=str(u.emotion),
+                predicted_emotion=str(p),
+                speaker=u.speaker,
+                group=group_of(u),
+            )
+            for u, p in zip(rows["test"], model.predict(x["test"]), strict=True)
+        ]
     return records
 
 
-def seeds_of(records: list): return sorted({r["seed"] for r in records})
+def make_svm(row, place, args):
+    """The predictions of a baseline."""
+    from prosody_ser.ablation import make_folds
+    from prosody_ser.evaluation import write_predictions
+
+    about, folder, began = CORPORA[row.corpus], args.corpora[row.corpus], time.time()
+    folds = make_folds([folder / m for m in about.manifests], place / "folds", about.folds)
+    records = compare_svm(folds, folder, row.settings["refit"])
+    write_predictions(place / "crossval_predictions.jsonl", records)
+    write_json(
+        place / "made.json", [dict(commit=commit(), runs=len(folds), minutes=(time.time() - began) / 60)]
+    )
 
 
-def figures(records: list):
-    "Mean and deviation over seeds of each score, its floor, and its interval over speakers, all seeds drawn together"
-    import numpy as np
-    scores, (ends, _) = [score([r for r in records if r["seed"] == s]) for s in seeds_of(records)], intervals(records)
-    return {k: dict(mean=float(np.mean([m[k] for m in scores])), sd=float(np.std([m[k] for m in scores], ddof=1)) if len(scores) > 1 else None, low=ends[f"{k}_low"], high=ends[f"{k}_high"],
-                    floor=scores[0][f"{k}_floor"]) for k in SHOWN if k in scores[0]}
+def make(row, args, seeds):
+    """Make what is missing of a row, up to a number of seeds; say what failed, and go on."""
+    place = row.place(args.out)
+    try:
+        if row.kind == "svm":
+            if not (place / "crossval_predictions.jsonl").exists():
+                make_svm(row, place, args)
+        else:
+            make_crossval(row, place, args, seeds)
+    except ImportError as e:
+        print(f"left out: {row.id}: {e}", flush=True)
+    except subprocess.CalledProcessError:
+        print(f"failed: {row.id}, see {place / 'log.txt'}", flush=True)
 
 
-def against(records: list, others: list):
-    "The differences in emotion scores from another row, drawn together over speakers: from its only seed, or over the seeds that both have"
-    if len(seeds_of(others)) == 1: others = [r | dict(seed=s) for s in seeds_of(records) for r in others]
-    both = set(seeds_of(records)) & set(seeds_of(others))
-    records, others = ([r for r in rows if r["seed"] in both] for rows in (records, others))
-    found = paired_difference(records, others)
-    return {k: dict(mean=found[k], low=found[f"{k}_low"], high=found[f"{k}_high"]) for k in SHOWN[:3]}
+# ---- what came of them
+
+
+def pooled(row, out):
+    """The predictions of a row; None where it is not made."""
+    from prosody_ser.evaluation import read_predictions
+
+    if not (row.place(out) / "crossval_predictions.jsonl").exists():
+        return None
+    return read_predictions(row.place(out) / "crossval_predictions.jsonl")
+
+
+def by_seed(records):
+    """seed -> its records, in one order."""
+    seeds = sorted({r["seed"] for r in records})
+    return {s: sorted((r for r in records if r["seed"] == s), key=lambda r: str(r["id"])) for s in seeds}
+
+
+def drawn(records, resamples=1000):
+    """For each score (resamples, seeds): speakers are drawn, the same ones for every seed and every row."""
+    from prosody_ser.evaluation import draw_scores
+
+    draws = [draw_scores(rows, resamples) for rows in by_seed(records).values()]
+    return {k: np.stack([d[k] for d in draws], 1) for k in SHOWN if all(k in d for d in draws)}
+
+
+def over_seeds(draws):
+    """(resamples,): the mean over seeds that are drawn, too, with replacement."""
+    resamples, n = draws.shape
+    chosen = np.random.default_rng(1).integers(n, size=(resamples, n))
+    return np.take_along_axis(draws, chosen, 1).mean(1)
+
+
+def summary(value, draws):
+    """A number with its interval over speakers and seeds."""
+    low, high = np.nanpercentile(draws, [2.5, 97.5])
+    return dict(mean=float(value), low=float(low), high=float(high), se=float(np.nanstd(draws)))
+
+
+def scores_of(records):
+    """Mean and deviation over seeds of each score, its floor and interval."""
+    from prosody_ser.evaluation import score
+
+    each = [score(rows) for rows in by_seed(records).values()]
+    found = {}
+    for k, draws in drawn(records).items():
+        values = [m[k] for m in each]
+        sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        found[k] = summary(np.mean(values), over_seeds(draws)) | dict(sd=sd, floor=each[0][f"{k}_floor"])
+    return found
+
+
+def difference(records, others):
+    """Scores less those of another row, seed by seed; a row of one seed is held against each."""
+    from prosody_ser.evaluation import score
+
+    mine, theirs = by_seed(records), by_seed(others)
+    if len(theirs) == 1:
+        theirs = {s: [r | dict(seed=s) for r in next(iter(theirs.values()))] for s in mine}
+    both = [s for s in mine if s in theirs]
+    one, two = ([r for s in both for r in rows[s]] for rows in (mine, theirs))
+    draws, their_draws = drawn(one), drawn(two)
+    scores, their_scores = ([score(rows[s]) for s in both] for rows in (mine, theirs))
+    return {
+        k: summary(
+            np.mean([a[k] - b[k] for a, b in zip(scores, their_scores, strict=True)]),
+            over_seeds(draws[k] - their_draws[k]),
+        )
+        | dict(seeds=len(both))
+        for k in draws
+        if k in their_draws
+    }
+
+
+def gradients(place):
+    """By epoch, the mean over runs of each task's share of the gradient on the backbone and its cosine."""
+    lines = [
+        (line, round(line["epoch"] + 0.499))
+        for f in place.glob("fold_*/seed_*/training_history.json")
+        for line in read_json(f)["train"]
+    ]
+    keys = sorted({k for line, _ in lines for k in line if k.endswith(("/grad_share", "/grad_cosine"))})
+    epochs = sorted({e for _, e in lines})
+    return {
+        k: {
+            e: float(np.mean(values))
+            for e in epochs
+            if (values := [line[k] for line, at in lines if at == e and k in line])
+        }
+        for k in keys
+    }
+
+
+def told(row, rows, out):
+    """A row with its figures; None where it is not made."""
+    records = pooled(row, out)
+    if records is None:
+        return None
+    others = {r.id: r for r in rows}
+    against = {
+        i: difference(records, theirs)
+        for i in row.against
+        if i in others and (theirs := pooled(others[i], out))
+    }
+    made = read_json(row.place(out) / "made.json", [])
+    about = {k: getattr(row, k) for k in ("id", "part", "corpus", "backbone", "way", "variant")}
+    shares = gradients(row.place(out)) if row.part == "paper" else {}
+    return about | dict(
+        settings={k: v for k, v in row.settings.items()},
+        seeds=len(by_seed(records)),
+        speakers=len({r["group"] for r in records}),
+        rows=len(records) // len(by_seed(records)),
+        commits=sorted({m["commit"] for m in made}),
+        minutes=round(sum(m["minutes"] for m in made), 1),
+        scores=scores_of(records),
+        against=against,
+        gradients=shares,
+    )
+
+
+def line(found):
+    """A row for people."""
+    ua = found["scores"]["ser/ua"]
+    text = f"{found['id']}: {found['seeds']} seeds, UA {ua['mean']:.3f} [{ua['low']:.3f}, {ua['high']:.3f}]"
+    wer = found["scores"].get("asr/wer")
+    text += f", WER {wer['mean']:.3f}" if wer else ""
+    for name, d in found["against"].items():
+        d = d["ser/ua"]
+        text += f"; UA less {name.split('/', 2)[-1]} {d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]"
+    return text
+
+
+def publish(rows, args):
+    """Write what is finished."""
+    import torch
+
+    about = dict(
+        date=datetime.date.today().isoformat(),
+        torch=torch.__version__,
+        cpu_bf16=args.cpu_bf16,
+        machine=f"{os.cpu_count()} cores, {platform.machine()}",
+        plain=PLAIN,
+    )
+    found = [f for r in rows if (f := told(r, rows, args.out))]
+    write_json(args.publish, dict(about=about, rows=found))
+    print(f"{args.publish}: {len(found)} of {len(rows)} rows", flush=True)
+
+
+def plan(rows, args):
+    """What there is to do, with hours by the runs that are finished."""
+    left = 0.0
+    for row in rows:
+        place = row.place(args.out)
+        if row.kind == "svm":
+            print(f"{row.id}: {'finished' if pooled(row, args.out) else 'to do'}")
+            continue
+        made = read_json(place / "made.json", [])
+        runs, minutes = sum(m["runs"] for m in made), sum(m["minutes"] for m in made)
+        total = min(row.seeds, args.seeds) * folds_of(row, args)
+        hours = minutes / runs * (total - runs) / 60 if runs else None
+        left += hours or 0
+        print(f"{row.id}: {finished(place)} of {total} runs" + (f", {hours:.1f} h left" if hours else ""))
+    print(f"{left:.1f} hours left for the rows that were begun")
+
+
+def folds_of(row, args):
+    """How many folds a row has."""
+    from prosody_ser.data import group_of, read_manifest
+
+    if row.kind == "across":
+        return 5
+    about = CORPORA[row.corpus]
+    speakers = {group_of(u) for m in about.manifests for u in read_manifest(args.corpora[row.corpus] / m)}
+    return about.folds or len(speakers)
+
+
+# ---- the command
+
+
+def pairs(texts):
+    """NAME=PATH texts as a dict."""
+    return {name: Path(path).resolve() for name, path in (t.split("=", 1) for t in texts)}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the Berlin corpus: audio, train.jsonl, val.jsonl, test.jsonl with a speaker in each row")
-    parser.add_argument("--backbones", nargs="+", required=True, metavar="NAME=PATH", help="pretrained Whisper encoders")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--imbalance", action="store_true", help="also the corrections for rare emotions: frozen, emotion only")
-    parser.add_argument("--steps", action="store_true", help="also what tells 'frozen, refit' from 'frozen', one thing at a time: frozen, emotion only")
-    parser.add_argument("--cpu_bf16", action="store_true", help="fine-tune in bf16 on a processor that has it; half the time")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--read_only", action="store_true", help="train nothing, sum up what is finished")
+    """Makes rows, or says what there is to do."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--corpora", nargs="+", required=True, metavar="NAME=FOLDER", help=f"of {', '.join(CORPORA)}"
+    )
+    parser.add_argument(
+        "--backbones",
+        nargs="+",
+        required=True,
+        metavar="NAME=FOLDER",
+        help="pretrained Whisper encoders, named whisper-tiny and whisper-base",
+    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="in this order")
+    parser.add_argument(
+        "--only", nargs="+", metavar="TEXT", default=[], help="rows whose id has one of these texts"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="at most; the rows have 3")
+    parser.add_argument(
+        "--cpu_bf16", action="store_true", help="fine-tune in bf16 on a processor that has it"
+    )
+    parser.add_argument("--plan", action="store_true", help="make nothing, list the rows and the hours")
+    parser.add_argument("--read_only", action="store_true", help="make nothing, sum up what is finished")
     parser.add_argument("--out", type=Path, default=Path("runs/record"), help="folder of the runs")
-    parser.add_argument("--publish", type=Path, metavar="JSON", help="write the figures there")
+    parser.add_argument("--publish", type=Path, metavar="JSON", help="write the figures of all rows there")
     args = parser.parse_args()
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
-    args.out.mkdir(parents=True, exist_ok=True)
-    base = RECIPE | dict(manifests=corpus(args.data, args.out), audio_base_path=args.data, emotion_names="emodb")
-    rows = []
-    def tell(records, others, **what):
-        row = what | dict(seeds=len(seeds_of(records)), scores=figures(records), against={name: against(records, o) for name, o in others.items() if o})
-        rows.append(row)
-        told = {"UA": row["scores"]["ser/ua"]} | {f"less {name}": a["ser/ua"] for name, a in row["against"].items()}
-        print(f"{what['backbone']}, {what['way']}, {what['tasks']}: " + ", ".join(f"{k} {v['mean']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for k, v in told.items()), flush=True)
-    compare = {}                                               # refitted or not -> predictions
-    for refit in (False, True):
-        svm = args.out/f"compare_svm{'_refit' * refit}.jsonl"
-        if not svm.exists() and not args.read_only:
-            try: import opensmile
-            except ImportError: print("(opensmile is not installed: no new rows for ComParE + SVM)", flush=True); continue
-            from prosody_ser.ablation import make_folds
-            write_predictions(svm, compare_svm(args.data, make_folds([args.out/"all.jsonl"], args.out/"folds"), refit))
-        if not svm.exists(): continue
-        compare[refit] = read_predictions(svm)
-        tell(compare[refit], {}, backbone="ComParE", way="svm, refit" if refit else "svm", tasks="SER", part="tasks")
-    for name, path in (b.split("=", 1) for b in args.backbones):
-        for way in args.ways:
-            more = dict(feature_cache=args.out/"cache") if "freeze_backbone" in WAYS[way] else dict(cpu_bf16=True) if args.cpu_bf16 else {}
-            settings, alone = base | WAYS[way] | more | dict(backbone_path=path), None
-            variants = [("tasks", t, {f"use_alpha_{h}": True for h in TASKS[t]}) for t in TASKS if t in args.tasks]       # the emotion alone first: the others are held against it
-            for part, wanted, some in (("rare emotions", args.imbalance, IMBALANCE), ("steps", args.steps, STEPS)):
-                if wanted and way == "frozen": variants += [(part, f"SER, {n}", dict(use_alpha_ser=True) | o) for n, o in some.items()]
-            for part, tasks, overrides in variants:
-                folder = args.out/f"{name} {way} {tasks}".replace(" + ", "+").replace(", ", "-").replace(" ", "_")
-                records = crossval(folder, settings | overrides, args.seeds, args.read_only)
-                if records: tell(records, {"SER": alone, "ComParE": compare.get("refit" in (settings | overrides))}, backbone=name, way=way, tasks=tasks, part=part)
-                else: print(f"(no finished runs in {folder})", flush=True)
-                if tasks == "SER": alone = records
+    args.corpora, args.backbones, args.out = pairs(args.corpora), pairs(args.backbones), args.out.resolve()
+    every = [r for part in PARTS.values() for r in part(args.corpora, args.backbones)]
+    rows = [r for part in args.parts for r in every if r.part == part]
+    rows = [r for r in rows if not args.only or any(text in r.id for text in args.only)]
+    if args.plan:
+        return plan(rows, args)
+    for seeds in range(1, 1 if args.read_only else args.seeds + 1):
+        for row in [r for r in rows if r.seeds >= seeds]:
+            make(row, args, seeds)
+            if found := told(row, every, args.out):
+                print(line(found), flush=True)
     if args.publish:
-        import torch
-        about = dict(date=datetime.date.today().isoformat(), torch=torch.__version__, machine=f"{os.cpu_count()} cores, {platform.machine()}", cpu_bf16=args.cpu_bf16,
-                     recipe={k: v for k, v in RECIPE.items()}, ways=WAYS)
-        args.publish.parent.mkdir(parents=True, exist_ok=True)
-        args.publish.write_text(json.dumps(dict(about=about, rows=rows), indent=1) + "\n", encoding="utf-8")
+        publish(every, args)
 
 
 if __name__ == "__main__":

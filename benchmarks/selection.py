@@ -3,12 +3,13 @@
     python benchmarks/selection.py run --corpora emodb=EMODB nemo=NEMO --backbone_path WHISPER_BASE
     python benchmarks/selection.py table --publish nbs/results/selection.json
 
-Each run holds two groups of speakers out: one validates, the other is outside. It trains to the end of its schedule,
-keeps the weights of each epoch, and scores each epoch, and the mean of the last weights, on both groups. A rule sees
-validation alone; the outside score of the epoch that it takes is what it is worth. `--refit` also trains on training
-and validation rows together, as `--refit` of the training does, and scores its epochs outside. Finished runs are
-read, so it can be broken off and gone on with. The command is called `run` for hours, `table` for seconds.
+Each run holds two groups of speakers out: one validates, the other is outside. It trains to the end of its
+schedule, keeps the weights of each epoch, and scores each epoch, and the mean of the last weights, on both
+groups. A rule sees validation alone; the outside score of the epoch that it takes is what it is worth.
+`--refit` also trains on training and validation rows together, as `--refit` of the training does, and scores
+its epochs outside. Finished runs are read, so it can be broken off and gone on with. `run` takes hours.
 """
+
 import argparse
 import json
 import os
@@ -16,24 +17,34 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from common import CORPORA, heads
 
 RECIPE = dict(
-    backbone="whisper", vocab_size=200, head_lr=1e-3, gradient_accumulation_steps=1, ctc_blank_penalty=0,
-    num_workers=0, checkpoint_interval=0, grad_share_steps=0, eval_steps=0, decode_method="greedy")
-WAYS = {"frozen": dict(freeze_backbone=True, num_epochs=20),
-        "fine-tuned": dict(num_epochs=12, freeze_epochs=2, backbone_lr=1e-4)}
-CORPORA = {  # name -> manifests below its folder, heads, folds (None: each speaker one)
-    "emodb": (["train.jsonl", "val.jsonl", "test.jsonl"], ["ser", "asr", "prosody"], None),
-    "nemo": (["small.jsonl"], ["ser", "asr"], None),
-    "ravdess": (["all.jsonl"], ["ser"], 5)}
-TAILS = 3, 5, 10                     # epochs whose weights are averaged
+    backbone="whisper",
+    vocab_size=200,
+    head_lr=1e-3,
+    gradient_accumulation_steps=1,
+    ctc_blank_penalty=0,
+    num_workers=0,
+    checkpoint_interval=0,
+    grad_share_steps=0,
+    eval_steps=0,
+    decode_method="greedy",
+)
+WAYS = {
+    "frozen": dict(freeze_backbone=True, num_epochs=20),
+    "fine-tuned": dict(num_epochs=12, freeze_epochs=2, backbone_lr=1e-4),
+}
+TAILS = 3, 5, 10  # epochs whose weights are averaged
 
 
 # ---- training
 
+
 def row_counts(records):
-    """What every score is a sum of, a dict a row: emotion (true, answered), word edits, marks (2 true + answered)."""
+    """What scores are sums of, a row each: (true, answered) emotion, word edits, marks."""
     from prosody_ser.evaluation import edit_counts
+
     rows = []
     for r in records:
         row = dict(speaker=r.get("speaker") or r.get("group"))
@@ -42,7 +53,7 @@ def row_counts(records):
         if r.get("text") and "hypothesis" in r:
             row["asr"] = edit_counts([r["text"]], [r["hypothesis"]])[0].tolist()
         if r.get("prosody_annotations") and r.get("prominence"):
-            marks, found = np.array(r["prosody_annotations"]), np.array(r["prominence"]) > .5
+            marks, found = np.array(r["prosody_annotations"]), np.array(r["prominence"]) > 0.5
             row["prosody"] = np.bincount(2 * marks + found, minlength=4).tolist()
         rows.append(row)
     return rows
@@ -53,6 +64,7 @@ class KeepWeights:
 
     def __init__(self, model):
         from transformers import TrainerCallback
+
         self.kept = []
         learned = {n for n, p in model.named_parameters() if p.requires_grad}
         names = learned | {n for n, _ in model.named_buffers()}
@@ -61,6 +73,7 @@ class KeepWeights:
             def on_epoch_end(_, args, state, control, **kwargs):
                 state = {n: v.detach().clone() for n, v in model.state_dict().items() if n in names}
                 self.kept.append(state)
+
         self.callback = Callback()
 
     def mean(self, n):
@@ -70,6 +83,7 @@ class KeepWeights:
         def one(name, value):
             floats = value.is_floating_point() and value.isfinite().all()
             return sum(w[name] for w in last) / len(last) if floats else value
+
         return {name: one(name, value) for name, value in last[-1].items()}
 
 
@@ -77,6 +91,7 @@ def train(config, data, tokenizer, splits):
     """Train to the end; the scores of each epoch, and of averaged weights, on some splits."""
     from prosody_ser.train import _cache_features, build_model
     from prosody_ser.trainer import build_trainer
+
     model = build_model(config, data["train"], tokenizer)
     if config.feature_cache:
         data = _cache_features(config, model, data)
@@ -94,7 +109,9 @@ def train(config, data, tokenizer, splits):
         for split in splits:
             trainer.eval_dataset = data[split]
             scores = trainer.evaluate(data[split])
-            found.setdefault(split, {})[name] = dict(loss=scores["eval_loss"], rows=row_counts(trainer.validated))
+            found.setdefault(split, {})[name] = dict(
+                loss=scores["eval_loss"], rows=row_counts(trainer.validated)
+            )
     return found
 
 
@@ -102,7 +119,10 @@ def fold_data(config, folder):
     """The three groups of speakers of a fold, and its tokenizer."""
     from prosody_ser.data import SpeechDataset, emotion_names, read_manifest
     from prosody_ser.train import prepare_tokenizer
-    splits = {s: read_manifest(folder/f"{s}.jsonl", config.audio_base_path) for s in ("train", "val", "test")}
+
+    splits = {
+        s: read_manifest(folder / f"{s}.jsonl", config.audio_base_path) for s in ("train", "val", "test")
+    }
     names = emotion_names(splits["train"], config.emotion_names)
     data = {s: SpeechDataset(rows, config.audio_base_path, names) for s, rows in splits.items()}
     return data, prepare_tokenizer(config, splits["train"])
@@ -111,12 +131,17 @@ def fold_data(config, folder):
 def one_run(config, fold, refit, file):
     """Train a fold with a seed, and write down what each epoch got."""
     from prosody_ser.data import SpeechDataset
+
     data, tokenizer = fold_data(config, fold)
     found = train(config, data, tokenizer, ["val", "test"])
     if refit:
         a, b = data["train"], data["val"]
-        both = SpeechDataset([*a.utterances, *b.utterances], config.audio_base_path, a.names,
-                             np.concatenate([a.seconds, b.seconds]))
+        both = SpeechDataset(
+            [*a.utterances, *b.utterances],
+            config.audio_base_path,
+            a.names,
+            np.concatenate([a.seconds, b.seconds]),
+        )
         found["refit"] = train(config, dict(train=both, test=data["test"]), tokenizer, ["test"])["test"]
     file.with_suffix(".part").write_text(json.dumps(found))
     file.with_suffix(".part").rename(file)
@@ -126,21 +151,29 @@ def study(args):
     """All runs that are not finished."""
     from prosody_ser.ablation import make_folds
     from prosody_ser.config import TrainConfig
+
     for corpus, path in (c.split("=", 1) for c in args.corpora):
-        manifests, tasks, k = CORPORA[corpus]
-        place = args.out/corpus
-        folds = make_folds([Path(path)/m for m in manifests], place/"folds", k)
+        about, place = CORPORA[corpus], args.out / corpus
+        folds = make_folds([Path(path) / m for m in about.manifests], place / "folds", about.folds)
         for way, seed, fold in ((w, s, f) for w in args.ways for s in range(args.seeds) for f in folds):
-            file = place/way/f"fold_{fold.name}_seed_{seed}.json"
+            file = place / way / f"fold_{fold.name}_seed_{seed}.json"
             if file.exists():
                 continue
             file.parent.mkdir(parents=True, exist_ok=True)
-            frozen = dict(feature_cache=str(args.out/"cache"))
+            frozen = dict(feature_cache=str(args.out / "cache"))
             more = frozen if way == "frozen" else dict(cpu_bf16=args.cpu_bf16)
             config = TrainConfig(
-                path, "-", "-", "-", str(file.with_suffix(".model")), save_dir=str(file.with_suffix("")), seed=seed,
-                backbone_path=args.backbone_path, emotion_names=["emodb"] if corpus == "emodb" else None,
-                **{f"use_alpha_{t}": True for t in args.tasks or tasks}, **(RECIPE | WAYS[way] | more))
+                path,
+                "-",
+                "-",
+                "-",
+                str(file.with_suffix(".model")),
+                save_dir=str(file.with_suffix("")),
+                seed=seed,
+                backbone_path=args.backbone_path,
+                emotion_names=about.emotion_names and [about.emotion_names],
+                **(heads(args.tasks or about.heads) | RECIPE | WAYS[way] | more),
+            )
             if args.epochs:
                 config = replace(config, num_epochs=args.epochs)
             one_run(config, fold, args.refit, file)
@@ -148,6 +181,7 @@ def study(args):
 
 
 # ---- rules
+
 
 def arrays(epoch):
     """What every score is a sum of, an array a head: (N, C, C), (N, 4), (N, 4)."""
@@ -165,20 +199,26 @@ def arrays(epoch):
 def scores(epoch, weights=None):
     """UA, macro-F1, WER, F1 with floors and skill (B,), each row as often as weights (B, N) say."""
     from prosody_ser.selection import skill
+
     ser, asr, prosody = arrays(epoch)
     w = np.ones((1, len(ser))) if weights is None else weights
     c, e, p = (np.tensordot(w, x, 1) for x in (ser, asr, prosody))
     hits, true, answered = c.diagonal(axis1=1, axis2=2), c.sum(2), c.sum(1)
     there, found = (true > 0).sum(1), {}
     if ser.any():
-        found |= {"ser/ua": (hits / true.clip(1)).sum(1) / there, "ser/ua_floor": 1 / (ser.sum((0, 2)) > 0).sum(),
-                  "ser/macro_f1": (2 * hits / (true + answered).clip(1) * (true > 0)).sum(1) / there}
+        found |= {
+            "ser/ua": (hits / true.clip(1)).sum(1) / there,
+            "ser/ua_floor": 1 / (ser.sum((0, 2)) > 0).sum(),
+            "ser/macro_f1": (2 * hits / (true + answered).clip(1) * (true > 0)).sum(1) / there,
+        }
     if asr[:, 3].any():
         found |= {"asr/wer": e[:, :3].sum(1) / e[:, 3].clip(1), "asr/wer_floor": 1.0}
     if prosody.any():
         q = prosody.sum(0)
-        found |= {"prosody/f1": 2 * p[:, 3] / (2 * p[:, 3] + p[:, 1] + p[:, 2]).clip(1),
-                  "prosody/f1_floor": 2 * (q[2] + q[3]) / (2 * (q[2] + q[3]) + q[0] + q[1])}
+        found |= {
+            "prosody/f1": 2 * p[:, 3] / (2 * p[:, 3] + p[:, 1] + p[:, 2]).clip(1),
+            "prosody/f1_floor": 2 * (q[2] + q[3]) / (2 * (q[2] + q[3]) + q[0] + q[1]),
+        }
     return found | dict(skill=skill(found))
 
 
@@ -206,6 +246,7 @@ def paired(lines):
 def rules():
     """Name -> function: lines of the validation -> the epoch that is taken."""
     from prosody_ser.selection import choose
+
     return {
         "best emotion macro-F1 (the earlier default)": lambda v: choose(v, "ser/macro_f1", "best")["epoch"],
         "best skill": lambda v: choose(v, "skill", "best")["epoch"],
@@ -242,6 +283,7 @@ def rule_table(files):
 def tables(out, publish):
     """A table for each study (a folder below out), corpus and way."""
     import pandas as pd
+
     pd.set_option("display.width", 250, "display.max_columns", 50)
     found = []
     for folder in sorted({f.parent for f in out.rglob("fold_*_seed_*.json")}):
@@ -249,9 +291,16 @@ def tables(out, publish):
         *study, corpus, way = folder.relative_to(out).parts
         table = rule_table(files)
         found.append(dict(study=" ".join(study), corpus=corpus, way=way, runs=len(files), rules=table))
-        shown = [{k: f"{v['mean']:.3f} ({v['worst']:.3f})" if isinstance(v, dict) else v
-                  for k, v in row.items() if k not in ("epochs", "runs")} for row in table]
-        print(f"\n{folder.relative_to(out)}: {len(files)} runs, mean (worst)\n{pd.DataFrame(shown).to_string(index=False)}")
+        shown = [
+            {
+                k: f"{v['mean']:.3f} ({v['worst']:.3f})" if isinstance(v, dict) else v
+                for k, v in row.items()
+                if k not in ("epochs", "runs")
+            }
+            for row in table
+        ]
+        print(f"\n{folder.relative_to(out)}: {len(files)} runs, mean (worst)")
+        print(pd.DataFrame(shown).to_string(index=False))
     if publish:
         publish.write_text(json.dumps(dict(recipe=RECIPE, ways=WAYS, studies=found), indent=1) + "\n")
 
@@ -259,16 +308,24 @@ def tables(out, publish):
 def main():
     """Runs the study or prints its table."""
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["run", "table"])
-    parser.add_argument("--corpora", nargs="+", metavar="NAME=FOLDER", default=[], help=f"of {', '.join(CORPORA)}")
+    parser.add_argument(
+        "--corpora", nargs="+", metavar="NAME=FOLDER", default=[], help=f"of {', '.join(CORPORA)}"
+    )
     parser.add_argument("--backbone_path", help="folder of a pretrained Whisper encoder")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=["frozen"])
     parser.add_argument("--tasks", nargs="+", help="heads; default: all that the corpus has labels for")
     parser.add_argument("--seeds", type=int, default=2, help="runs of each fold")
     parser.add_argument("--epochs", type=int, help="to try the study out")
-    parser.add_argument("--refit", action="store_true", help="also train on training and validation rows together")
-    parser.add_argument("--cpu_bf16", action="store_true", help="fine-tune in bf16 on a processor that has it")
+    parser.add_argument(
+        "--refit", action="store_true", help="also train on training and validation rows together"
+    )
+    parser.add_argument(
+        "--cpu_bf16", action="store_true", help="fine-tune in bf16 on a processor that has it"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/selection"), help="folder of the runs")
     parser.add_argument("--publish", type=Path, metavar="JSON", help="write the tables there")
     args = parser.parse_args()

@@ -31,13 +31,13 @@ from prosody_ser.config import (
     EvaluateConfig,
     GatherConfig,
     TrainConfig,
-    from_parameters,
+    default_of,
     is_required,
-    make_parser,
     non_defaults,
-    parse_args,
     setting,
 )
+
+from .parsing import from_parameters, make_parser, parse_args
 
 # %% ../nbs/12_cli.ipynb #12traincommc006
 def quiet_libraries():
@@ -423,7 +423,7 @@ def page_parameters(
     before,       # names that were there before the parameters
 ) -> dict:        # name -> value of the settings
     "The page's parameters. Google Drive is mounted if they ask for it; progress bars are left out."
-    known = {f.name for f in fields(config_class)} | set(PAGE_PARAMETERS)
+    known = {f.name for f in fields(config_class)} | set(PAGE_PARAMETERS) | {"recipe"}
     plain = bool, int, float, str, list, tuple, dict, type(None)
     new = {k for k, v in scope.items() if k not in before and not k.startswith("_") and isinstance(v, plain)}
     found = {k: v for k, v in scope.items() if k in known | new}
@@ -463,15 +463,21 @@ def training_page(
     **demo,      # settings of the demo that differ from those of prosody-ser demo
 ) -> TrainConfig:
     "The settings of a training page: the reader's, or the demo's where no data are named."
+    parameters = _set_by_reader(parameters, asked)
     if any(parameters.get(n) is not None for n in PATH_SETTINGS):
         return from_parameters(TrainConfig, parameters)
     from prosody_ser.corpus import make_demo_corpus
     given = from_parameters(TrainConfig, parameters | dict.fromkeys(PATH_SETTINGS, "-"))
-    names = {*non_defaults(given), *(asked & set(parameters))} - {*PATH_SETTINGS, "save_dir"}
+    names = {*non_defaults(given), *(asked & set(parameters))} - {*PATH_SETTINGS, "save_dir", "recipe"}
     own = {k: getattr(given, k) for k in names}
     # beside the run: runs with other settings, or seeds, share it
     corpus = make_demo_corpus(Path(given.save_dir).parent/f"demo-corpus-{sizes[0]}", *sizes, progress=False)
     return _demo_config(given.save_dir, corpus, **(dict(retrain_tokenizer=True) | demo | own))
+
+def _set_by_reader(parameters, asked):
+    "Those asked for, or other than the default: a recipe fills in the rest."
+    defaults = {f.name: default_of(f) for f in fields(TrainConfig)}
+    return {k: v for k, v in parameters.items() if k in asked or k not in defaults or v != defaults[k]}
 
 def evaluation_page(
     parameters, # from page_parameters

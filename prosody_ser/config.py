@@ -6,21 +6,12 @@
 __all__ = ['TASKS', 'BACKBONES', 'FRAME_RATE', 'TINY_FRAME_RATE', 'POOLINGS', 'CTC_REDUCTIONS', 'CTC_DEFAULTS', 'TRACKERS',
            'DECODING_SETTINGS', 'LOGGING_SETTINGS', 'EXECUTION_SETTINGS', 'PATH_SETTINGS', 'ConfigError',
            'TrainingError', 'setting', 'is_required', 'default_of', 'non_defaults', 'DecodingSettings', 'TrainConfig',
-           'unused_settings', 'EvaluateConfig', 'GatherConfig', 'make_parser', 'parse_args', 'unknown_setting',
-           'from_parameters']
+           'unused_settings', 'EvaluateConfig', 'GatherConfig']
 
 # %% ../nbs/01_config.ipynb #imports
-import argparse
-import difflib
-import glob
 import math
-import re
-import sys
-from ast import literal_eval
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, fields
-from types import UnionType
-from typing import get_args, get_origin
 
 # %% ../nbs/01_config.ipynb #choices
 TASKS = "ser", "asr", "prosody"        # emotion, transcript, prominence
@@ -443,137 +434,3 @@ class GatherConfig:
         None, "run folders, folders of them, patterns in quotes, executed train.ipynb", positional=True)
     out: str = setting("runs/comparison", "folder for the tables (Markdown, CSV) and the figure (PNG)")
     ignore: list[str] | None = setting(None, "settings that are not compared, such as audio_base_path")
-
-# %% ../nbs/01_config.ipynb #c012
-def _setting_type(f):
-    "Type of a value, or of a list's items; whether it is a list; whether None is allowed."
-    optional = isinstance(f.type, UnionType)
-    kind = next(k for k in get_args(f.type) if k is not type(None)) if optional else f.type
-    listed = get_origin(kind) is list
-    return get_args(kind)[0] if listed else kind, listed, optional
-
-def _add_setting(parser, f):
-    "One setting as an argument, or two: --x and --no_x where it is on by default."
-    kind, listed, _ = _setting_type(f)
-    default, help = default_of(f), f.metadata["help"].replace("%", "%%")
-    if default is not None and default is not False:
-        shown = " ".join(map(str, default)) if listed else default
-        help += f" (default: {shown})"
-    options = dict(help=help, choices=f.metadata.get("choices"), type=_yes_or_no if kind is bool else kind)
-    if listed:
-        options["nargs"] = "+"
-    if f.metadata.get("positional"):
-        parser.add_argument(f.name, **options)
-        return
-    if kind is bool:
-        options |= dict(nargs="?", const=True, metavar="true|false")
-    parser.add_argument(f"--{f.name}", default=default, required=is_required(f), **options)
-    if kind is bool and default is True:
-        parser.add_argument(f"--no_{f.name}", dest=f.name, action="store_false", help=argparse.SUPPRESS)
-
-def make_parser(
-    config_class, # a configuration
-    prog=None,    # name of the command
-    **about,      # its description and epilog
-) -> argparse.ArgumentParser:
-    "A parser of a configuration's settings, under the headings of its groups."
-    about = dict(description=config_class.__doc__, usage="%(prog)s [--help] [--SETTING VALUE ...]") | about
-    parser = argparse.ArgumentParser(prog=prog, **about)
-    for group in reversed(config_class.__mro__):
-        own = [f for f in fields(config_class) if f.name in getattr(group, "__annotations__", {})]
-        title = group.__doc__.rstrip(".")
-        section = parser.add_argument_group(title) if own and group is not config_class else parser
-        for f in own:
-            _add_setting(section, f)
-    return parser
-
-# %% ../nbs/01_config.ipynb #parseargs
-def parse_args(
-    config_class, # a configuration
-    argv=None,    # list of arguments; None: those of the process
-    prog=None,    # name of the command, for --help
-    **about,      # its description and epilog, for --help
-):
-    "A configuration from command-line arguments. Exits with 2 and one sentence where they cannot be meant."
-    parser = make_parser(config_class, prog, **about)
-    argv = [_with_underscores(a) for a in (sys.argv[1:] if argv is None else argv)]
-    found, rest = parser.parse_known_args(argv)
-    if rest:
-        parser.error(unknown_setting(rest[0].split("=")[0].lstrip("-"), config_class))
-    try:
-        return config_class(**vars(found))
-    except ConfigError as e:
-        parser.error(str(e))
-
-def _with_underscores(argument):
-    "--batch-size is --batch_size."
-    name, equals, value = argument.partition("=")
-    if not re.match("--[a-z]", name): return argument
-    return "--" + name[2:].replace("-", "_") + equals + value
-
-def unknown_setting(
-    name,         # what the user wrote
-    config_class, # where it should have been
-) -> str:
-    "What to say of a setting that does not exist."
-    near = difflib.get_close_matches(name, [f.name for f in fields(config_class)], 1)
-    return f"there is no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else "; see --help")
-
-# %% ../nbs/01_config.ipynb #c014
-_TYPE_NAMES = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
-_TRUE, _FALSE = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
-
-def _coerce(
-    f,     # a dataclass field
-    value, # what a notebook or a file gives
-):         # the value in the setting's type
-    "A setting's value, as the command line would read it. Raises ConfigError where it cannot be meant."
-    kind, listed, optional = _setting_type(f)
-    if value is None and optional: return None
-    try:
-        made = [_one(kind, v) for v in (_items(value) if listed else [value])]
-    except (ValueError, TypeError):
-        cure = ""
-        if kind is str and isinstance(value, int | float):
-            cure = f"; papermill takes what looks like a number for one: write -r {f.name} TEXT"
-        wanted = f"{'a list, each ' if listed else ''}{_TYPE_NAMES[kind]}{' or None' if optional else ''}"
-        raise ConfigError(f"--{f.name} takes {wanted}, not {value!r} "
-                          f"({type(value).__name__}){cure}.") from None
-    return made if listed else made[0]
-
-def _items(value):
-    "A list from what papermill or a command line writes for one: [0, 0.1], 0 0.1, or a single value."
-    if not isinstance(value, str): return list(value) if isinstance(value, list | tuple) else [value]
-    try:
-        read = literal_eval(value)
-    except (ValueError, SyntaxError):                     # a path with spaces, or names without quotes
-        return [value] if glob.glob(value) else value.strip("[] ").replace(",", " ").split()
-    return list(read) if isinstance(read, list | tuple) else [read]
-
-def _one(kind, value):
-    "One value in its type; ValueError or TypeError where it has another."
-    if kind is bool: return _yes_or_no(value)
-    if isinstance(value, bool) or value is None or isinstance(value, str) < (kind is str): raise TypeError
-    if kind is str: return value
-    number = float(value)
-    if kind is int and not number.is_integer(): raise ValueError
-    return int(number) if kind is int else number
-
-def _yes_or_no(text):
-    "True or False from what people write for it; ValueError for anything else."
-    text = str(text).lower()
-    if text not in _TRUE + _FALSE: raise ValueError
-    return text in _TRUE
-
-# %% ../nbs/01_config.ipynb #fromparameters
-def from_parameters(
-    config_class, # a configuration
-    parameters,   # dict: name -> value, such as papermill's; None for a required setting counts as missing
-):
-    "A configuration from named values. Raises TypeError for a wrong name, ConfigError for a wrong value."
-    by_name = {f.name: f for f in fields(config_class)}
-    for name in parameters:
-        if name not in by_name: raise TypeError(unknown_setting(name, config_class))
-    missing = [n for n, f in by_name.items() if is_required(f) and parameters.get(n) is None]
-    if missing: raise TypeError(f"missing settings: {', '.join(missing)}")
-    return config_class(**{n: _coerce(by_name[n], v) for n, v in parameters.items()})

@@ -29,8 +29,9 @@ import soundfile as sf
 from sklearn.metrics import precision_recall_fscore_support
 
 from . import evaluation
-from .config import EvaluateConfig, from_parameters
+from .config import EvaluateConfig
 from .data import SAMPLING_RATE, ManifestError, SpeechDataset, load_audio, read_manifest
+from .parsing import from_parameters
 from .selection import floor_warnings
 
 # %% ../nbs/07b_report.ipynb #style1

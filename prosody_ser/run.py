@@ -34,13 +34,13 @@ from prosody_ser.config import (
     TrainConfig,
     default_of,
     non_defaults,
-    unknown_setting,
 )
 
 from .data import read_manifest, rows_digest
 from .evaluate import Scores, evaluate_model, metrics_rows, show_html, table_html
 from .evaluation import read_predictions, save_figure
 from .model import load_checkpoint
+from .parsing import unknown_setting
 from .selection import choice_text
 
 # %% ../nbs/08_run.ipynb #c007

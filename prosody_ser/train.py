@@ -56,13 +56,14 @@ from prosody_ser.run import (
 from . import callable_module
 from .audit import audit, summary
 from .backbones import encoder_config, return_freed_memory
-from .config import DECODING_SETTINGS, ConfigError, TrainConfig, from_parameters, unused_settings
+from .config import DECODING_SETTINGS, ConfigError, TrainConfig, unused_settings
 from .decoding import WordLM, decoder_options
 from .evaluate import metrics_table, write_report
 from .evaluation import calibrate
 from .heads import class_weights, log_prior
 from .inference import CachedDataset, FeatureCache, cache_folder, predict, predict_emotions
 from .model import add_lora, create_model, load_checkpoint, save_pt
+from .parsing import from_parameters
 from .selection import choice_text, floor_warnings, out_of_patience
 from .tokenizer import SentencePieceTokenizer, TokenizerError, frames_needed
 from .tracking import check_trackers, close_trackers, open_trackers, send_test, send_validation

@@ -13,7 +13,8 @@ import papermill
 import pytest
 from conftest import ROOT
 
-from prosody_ser.config import default_of, from_parameters
+from prosody_ser.config import default_of
+from prosody_ser.parsing import from_parameters
 
 spec = importlib.util.spec_from_file_location("make_pages", ROOT / ".ci/make_pages.py")
 pages = importlib.util.module_from_spec(spec)

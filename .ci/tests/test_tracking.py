@@ -149,7 +149,7 @@ def test_each_run_of_a_study_is_a_run_of_its_own(corpus, tmp_path):
 
 def test_a_failed_run_is_shown_as_failed(corpus, tmp_path):
     code = """
-import sys; from prosody_ser.config import TrainConfig, parse_args; from prosody_ser.train import run_training; from prosody_ser.trainer import MTLTrainer
+import sys; from prosody_ser.config import TrainConfig; from prosody_ser.parsing import parse_args; from prosody_ser.train import run_training; from prosody_ser.trainer import MTLTrainer
 MTLTrainer.train = lambda *a, **k: 1 / 0
 run_training(parse_args(TrainConfig, sys.argv[1:]))"""
     argv = ["--audio_base_path", corpus, *manifests(corpus), "--tokenizer_path", tmp_path / "tok.model", "--save_dir", tmp_path / "run", *TINY, "--use_wandb"]
@@ -162,7 +162,7 @@ run_training(parse_args(TrainConfig, sys.argv[1:]))"""
 def test_without_asking_no_tracker_is_imported(corpus, tmp_path):
     """A whole run, then what the process has imported."""
     code = """
-import sys; from prosody_ser.config import TrainConfig, parse_args; from prosody_ser.cli import quiet_libraries, train_and_report
+import sys; from prosody_ser.config import TrainConfig; from prosody_ser.parsing import parse_args; from prosody_ser.cli import quiet_libraries, train_and_report
 quiet_libraries(); train_and_report(parse_args(TrainConfig, sys.argv[1:]))
 print("IMPORTED", sorted({m.split(".")[0] for m in sys.modules} & {"wandb", "trackio", "tensorboard", "mlflow"}))"""
     argv = ["--audio_base_path", corpus, *manifests(corpus), "--tokenizer_path", tmp_path / "tok.model", "--save_dir", tmp_path / "run", *TINY]
