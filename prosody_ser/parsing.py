@@ -27,7 +27,7 @@ RECIPES = {
                   use_alpha_asr=True, layer_mix=False, pooling="mean", tokenizer_type="char",
                   backbone_lr=5e-5, ctc_entropy_weight=0.0, ctc_blank_penalty=0.0),
 }
-RECIPE_HELP = "settings that go together: small for a few hours of speech, paper for Cai et al. 2021"
+RECIPE_HELP = "settings in one word: small for a few hours of speech, paper for Cai et al. 2021"
 
 def apply_recipe(
     settings, # dict: name -> value, and perhaps recipe: name
