@@ -27,20 +27,11 @@ from pathlib import Path
 import numpy as np
 from common import CORPORA, PLAIN, commit, heads, prosody_ser, read_json, write_json
 
-SMALL = dict(
-    vocab_size=200,
-    head_lr=4e-3,
-    gradient_accumulation_steps=1,
-    ctc_blank_penalty=0,
-    num_epochs=10,
-    early_stopping_patience=0,
-)
-FROZEN = SMALL | dict(freeze_backbone=True)
-WAYS = {
-    "frozen": FROZEN,
-    "frozen, refit": FROZEN | dict(refit=True),
-    "fine-tuned": SMALL | dict(backbone_lr=1e-4, freeze_epochs=2),
-}
+from prosody_ser.parsing import RECIPES
+
+SMALL = RECIPES["small"]
+FROZEN = SMALL | dict(freeze_backbone=True, freeze_epochs=0, num_epochs=20)
+WAYS = {"frozen": FROZEN, "frozen, refit": FROZEN | dict(refit=True), "fine-tuned": SMALL}
 HEADS = {
     ("ser",): "emotion alone",
     ("ser", "asr"): "with transcript",
@@ -111,8 +102,8 @@ def paper_rows(corpora, backbones):
         return
     base = WAYS["fine-tuned"]
     transcript = heads(["ser", "asr"])
-    weights = {"α 0.1": dict(alpha_asr=0.1), "α 1": dict(alpha_asr=1.0), "α 0.01": dict(alpha_asr=0.01)}
-    learned = {"α learned": dict(alpha_asr=0.1, alpha_mode="uncertainty")}
+    weights = {"α 0.1": {}, "α 1": dict(alpha_asr=1.0), "α 0.01": dict(alpha_asr=0.01)}
+    learned = {"α learned": dict(alpha_mode="uncertainty")}
     theirs = dict(layer_mix=False, pooling="mean")
     for head, more, variants in (("our heads", {}, weights | learned), ("last layer, mean", theirs, weights)):
         alone = Row("paper", "nemo", "whisper-tiny", head, "emotion alone", base | heads(["ser"]) | more)
@@ -136,7 +127,7 @@ ABLATIONS = {
     "blank penalty 50": dict(ctc_blank_penalty=50),
     "character tokens": dict(tokenizer_type="char", vocab_size=60),
     "best epoch": dict(select_rule="best"),
-    "20 epochs": dict(num_epochs=20),
+    "10 epochs": dict(num_epochs=10),
 }
 
 

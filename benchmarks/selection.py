@@ -258,18 +258,41 @@ def rules():
     } | {f"no choice: mean of the weights of the last {n}": lambda v, n=n: f"mean {n}" for n in TAILS}
 
 
+def speakers(scored):
+    """Who is heard in a scored split."""
+    return {r["speaker"] for r in scored["1"]["rows"]}
+
+
+def median_of_folds(runs, seeds, taken):
+    """The median epoch of the folds of each seed, but those that validated on a run's own test speakers."""
+    found = []
+    for run, seed in zip(runs, seeds, strict=True):
+        own = speakers(run["test"])
+        others = [
+            int(e)
+            for r, s, e in zip(runs, seeds, taken, strict=True)
+            if s == seed and not own & speakers(r["val"])
+        ]
+        found.append(str(int(np.median(others))))
+    return found
+
+
+def choices(runs, seeds):
+    """Rule -> the epoch it takes in each run."""
+    histories = [lines_of(r["val"]) for r in runs]
+    found = {name: [str(rule(h)) for h in histories] for name, rule in rules().items()}
+    default = next(name for name in found if "(the default)" in name)
+    found["the default's median over folds"] = median_of_folds(runs, seeds, found[default])
+    return {name: taken for name, taken in found.items() if set(taken) <= set(runs[0]["val"])}
+
+
 def rule_table(files):
     """Each rule's outside scores over runs: mean and worst."""
-    runs = [json.loads(f.read_text()) for f in files]
-    histories, table = [lines_of(r["val"]) for r in runs], []
-    for name, rule in rules().items():
-        taken = [str(rule(h)) for h in histories]
-        if taken[0] not in runs[0]["val"]:
-            continue
+    runs, table = [json.loads(f.read_text()) for f in files], []
+    seeds = [f.stem.split("_seed_")[1] for f in files]
+    for name, taken in choices(runs, seeds).items():
         row = dict(rule=name, runs=len(runs), epochs=taken)
-        for split in ("test", "refit"):
-            if split not in runs[0]:
-                continue
+        for split in [s for s in ("test", "refit") if s in runs[0]]:
             outside = [scores(r[split][e]) for r, e in zip(runs, taken, strict=True)]
             for key in ("skill", "ser/ua", "asr/wer", "prosody/f1"):
                 values = [float(np.ravel(o[key])[0]) for o in outside if key in o]
