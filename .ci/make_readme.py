@@ -16,7 +16,11 @@ def cell_text(cell):
         return ""
     code = "\n".join(line for line in source.splitlines() if not line.startswith("#|"))
     shown = "".join("".join(o.get("text", [])) for o in cell["outputs"] if o.get("name") == "stdout").rstrip()
-    return f"```python\n{code}\n```" + (f"\n\n```\n{shown}\n```" if shown else "")
+    printed = f"```\n{shown}\n```" if shown else ""
+    if re.search(r"^#\|\s*echo:\s*false", source, re.M):
+        drawn = ["".join(o["data"].get("text/markdown", [])) for o in cell["outputs"] if "data" in o]
+        return "\n\n".join(filter(None, [printed, *drawn]))
+    return f"```python\n{code}\n```" + (f"\n\n{printed}" if printed else "")
 
 
 def readme():

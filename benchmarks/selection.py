@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 from dataclasses import replace
+from glob import glob
 from pathlib import Path
 
 import numpy as np
@@ -309,7 +310,7 @@ def tables(out, publish):
 
     pd.set_option("display.width", 250, "display.max_columns", 50)
     found = []
-    for folder in sorted({f.parent for f in out.rglob("fold_*_seed_*.json")}):
+    for folder in sorted({Path(f).parent for f in glob(f"{out}/**/fold_*_seed_*.json", recursive=True)}):
         files = sorted(folder.glob("fold_*_seed_*.json"))
         *study, corpus, way = folder.relative_to(out).parts
         table = rule_table(files)
