@@ -433,6 +433,9 @@ class _Encoding(nn.Module):
                                           if self.spec_augment else frame_mask(0 * frames, size))
         if self.masked:
             masks["attention_mask"] = frame_mask(n, x.shape[-1]).long()
+        if hasattr(self.encoder, "feature_extractor"):      # no gradient through frozen convolutions
+            convolutions = self.encoder.feature_extractor
+            convolutions._requires_grad = any(p.requires_grad for p in convolutions.parameters())
         out = self.encoder(x.mT if x.dim() == 3 else x, output_hidden_states=True, **masks)
         return list(out.hidden_states), frames
 

@@ -181,15 +181,24 @@ class _WordAlignment:
         labels = targets, target_lengths, token_word, word_counts
         return decoding.align_words(self.token_logits(hidden), lengths, *labels, self.config.blank_id)
 
+    @torch.compiler.disable                     # its loop over frames would be traced anew for every length
     @torch.no_grad()
     def place_words(self, hidden, lengths, targets, target_lengths, token_word, word_counts, aligned=None):
         "Frames (B, W, 2) that the prosody head reads; `aligned`: the answer of `align_words`, if known."
         even = decoding.uniform_spans(lengths, word_counts, max(1, int(word_counts.max())))
-        if self.config.prosody_alignment != "ctc": return even
-        transcript = targets, target_lengths, token_word, word_counts
-        spans, placed = aligned or self.align_words(hidden, lengths, *transcript)
-        usable = placed & (target_lengths >= decoding.USABLE_TOKENS * word_counts)            # (B,)
-        return torch.where(usable[:, None, None], spans, even)
+        fit = target_lengths >= decoding.USABLE_TOKENS * word_counts                          # (B,)
+        if self.asr is None or self.config.prosody_alignment != "ctc" or not fit.any(): return even
+        spans, placed = aligned or self._align_some(
+            fit, hidden, lengths, targets, target_lengths, token_word, word_counts)
+        return torch.where((placed & fit)[:, None, None], spans, even)
+
+    def _align_some(self, rows, *inputs):
+        "As `align_words` for the rows (B,) that can use it; -1 and False for the others."
+        found, placed = self.align_words(*(x[rows] for x in inputs))                     # (b, W, 2), (b,)
+        spans = found.new_full((len(rows), max(1, int(inputs[-1].max())), 2), -1)             # (B, W, 2)
+        spans[rows, :found.shape[1]], some = found, torch.zeros_like(rows)
+        some[rows] = placed
+        return spans, some
 
 # %% ../nbs/06_model.ipynb #n027
 def _zero(tensors):
