@@ -1,0 +1,116 @@
+"""Settings for little speech and two processor cores, compared on validation speakers alone.
+
+    python benchmarks/recipes.py --data NEMO --backbone_path WHISPER_TINY --cpu_bf16
+    python benchmarks/recipes.py --data NEMO --backbone_path WHISPER_TINY --read_only --publish FILE.json
+
+Each variant changes the recipe `small` in the settings that it names, and trains some folds of the corpus;
+their test speakers are never scored. Finished runs are read, so it can be broken off and gone on with.
+"""
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+from common import CORPORA, PLAIN, heads, prosody_ser, read_json, write_json
+
+from prosody_ser.parsing import RECIPES
+
+SMALL = RECIPES["small"]
+VARIANTS = {
+    "fine-tuned": {
+        "as it is": {},
+        "the first try: heads 1e-3, frozen for 2 epochs": dict(head_lr=1e-3, freeze_epochs=2),
+        "the same, backbone 2e-4": dict(head_lr=1e-3, freeze_epochs=2, backbone_lr=2e-4),
+        "frozen for 2 epochs": dict(freeze_epochs=2),
+        "frozen for 2 epochs, backbone 1e-4": dict(freeze_epochs=2, backbone_lr=1e-4),
+        "frozen for 2 epochs, speed perturbation": dict(freeze_epochs=2, speed_perturb=0.15),
+    },
+    "frozen": {
+        "as it is": {},
+        "heads 1e-3": dict(head_lr=1e-3),
+        "heads 2e-3": dict(head_lr=2e-3),
+        "heads 8e-3": dict(head_lr=8e-3),
+        "batches of 4": dict(batch_size=4),
+        "characters": dict(tokenizer_type="char", vocab_size=60),
+        "characters, heads 1e-3": dict(tokenizer_type="char", vocab_size=60, head_lr=1e-3),
+        "α 1": dict(alpha_asr=1.0),
+    },
+}
+
+
+def train(place, settings):
+    """One training without a test: its validations, and its minutes."""
+    if not (place / "minutes.json").exists():
+        began = time.time()
+        prosody_ser("train", settings | dict(save_dir=place), place / "log.txt")
+        write_json(place / "minutes.json", (time.time() - began) / 60)
+    return read_json(place / "training_history.json")["val"], read_json(place / "minutes.json")
+
+
+def told(way, name, fold, found):
+    """A run as a row: the end of its schedule, where the choice of an epoch plays no part."""
+    val, minutes = found
+    ua = sum(e["ser/ua"] for e in val[-3:]) / 3
+    about = dict(way=way, variant=name, fold=fold, minutes=minutes, rows=val[-1]["ser/n"])
+    return about | {"ser/ua": ua, "asr/wer": val[-1]["asr/wer"]}
+
+
+def runs(args):
+    """(way, variant, fold, folder, settings) of every run that is asked for."""
+    from prosody_ser.ablation import make_folds
+
+    folds = make_folds([args.data / m for m in CORPORA["nemo"].manifests], args.out / "folds")
+    for way, variants in VARIANTS.items():
+        carried = dict(cpu_bf16=args.cpu_bf16)
+        if way == "frozen":
+            carried = dict(freeze_backbone=True, feature_cache=args.out / "cache")
+        for name, more in variants.items():
+            for f in args.folds:
+                settings = (
+                    PLAIN
+                    | SMALL
+                    | heads(["ser", "asr"])
+                    | carried
+                    | more
+                    | dict(
+                        audio_base_path=args.data,
+                        backbone_path=args.backbone_path,
+                        grad_share_steps=0,
+                        train_jsonl=folds[f] / "train.jsonl",
+                        val_jsonl=folds[f] / "val.jsonl",
+                    )
+                )
+                place = args.out / way / name.replace(", ", "-").replace(" ", "_") / str(f)
+                yield way, name, f, place, settings
+
+
+def main():
+    """Trains the variants, and prints what validation says of them."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder of nEMO")
+    parser.add_argument("--backbone_path", required=True, help="folder of a pretrained Whisper encoder")
+    parser.add_argument("--folds", nargs="+", type=int, default=[0], help="numbers of folds")
+    parser.add_argument(
+        "--cpu_bf16", action="store_true", help="fine-tune in bf16 on a processor that has it"
+    )
+    parser.add_argument("--read_only", action="store_true", help="train nothing, print what is finished")
+    parser.add_argument("--out", type=Path, default=Path("runs/recipes"), help="folder of the runs")
+    parser.add_argument("--publish", type=Path, metavar="JSON", help="write the figures there")
+    args = parser.parse_args()
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    rows = []
+    for way, name, fold, place, settings in runs(args):
+        if args.read_only and not (place / "minutes.json").exists():
+            continue
+        rows.append(told(way, name, fold, train(place, settings)))
+        line = "{way:11} {variant:48} fold {fold}  UA {ser/ua:.3f}  WER {asr/wer:.3f}  {minutes:.1f} min"
+        print(line.format(**rows[-1]), flush=True)
+    if args.publish:
+        write_json(args.publish, dict(backbone=Path(args.backbone_path).name, small=SMALL, rows=rows))
+
+
+if __name__ == "__main__":
+    main()
