@@ -34,7 +34,7 @@ RECIPE = dict(
 )
 WAYS = {
     "frozen": dict(freeze_backbone=True, num_epochs=20),
-    "fine-tuned": dict(num_epochs=12, freeze_epochs=2, backbone_lr=1e-4),
+    "fine-tuned": dict(backbone_lr=5e-5, head_lr=4e-3, num_epochs=10),
 }
 TAILS = 3, 5, 10  # epochs whose weights are averaged
 
