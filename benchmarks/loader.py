@@ -91,7 +91,9 @@ def compare_loader(args):
     "Print audio-seconds a second of bare soundfile, of the dataset and of the loader"
     import torch
 
-    from prosody_ser.data import DurationBatchSampler, SpeechDataset, audio_path, emotion_names, read_manifest
+    from prosody_ser.audio import audio_path
+    from prosody_ser.batches import DurationBatchSampler, SpeechDataset
+    from prosody_ser.data import emotion_names, read_manifest
     from prosody_ser.model import Collator
     rows, clock = read_manifest(args.manifest, args.audio_base_path), {}
     data = SpeechDataset(rows, args.audio_base_path, emotion_names(rows))

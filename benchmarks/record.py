@@ -271,7 +271,8 @@ def compare_svm(folds, folder, refit):
     from sklearn.preprocessing import StandardScaler
     from sklearn.svm import LinearSVC
 
-    from prosody_ser.data import group_of, load_utterance, read_manifest
+    from prosody_ser.audio import load_utterance
+    from prosody_ser.data import group_of, read_manifest
 
     smile = opensmile.Smile(opensmile.FeatureSet.ComParE_2016, opensmile.FeatureLevel.Functionals)
     seen, records = {}, []

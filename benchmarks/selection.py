@@ -118,7 +118,8 @@ def train(config, data, tokenizer, splits):
 
 def fold_data(config, folder):
     """The three groups of speakers of a fold, and its tokenizer."""
-    from prosody_ser.data import SpeechDataset, emotion_names, read_manifest
+    from prosody_ser.batches import SpeechDataset
+    from prosody_ser.data import emotion_names, read_manifest
     from prosody_ser.train import prepare_tokenizer
 
     splits = {
@@ -131,7 +132,7 @@ def fold_data(config, folder):
 
 def one_run(config, fold, refit, file):
     """Train a fold with a seed, and write down what each epoch got."""
-    from prosody_ser.data import SpeechDataset
+    from prosody_ser.batches import SpeechDataset
 
     data, tokenizer = fold_data(config, fold)
     found = train(config, data, tokenizer, ["val", "test"])

@@ -82,7 +82,7 @@ def child(args):
     from prosody_ser import model as room
     from prosody_ser.backbones import ActualLengthWhisper
     from dense import dense_ctc
-    from prosody_ser.data import DurationBatchSampler
+    from prosody_ser.batches import DurationBatchSampler
     from prosody_ser.backbones import return_freed_memory
     old, cuda = args.style == "old", args.device == "cuda"
     if old: room.regularised_ctc = dense_ctc
@@ -127,7 +127,7 @@ def main():
     parser.add_argument("--style", help=argparse.SUPPRESS); parser.add_argument("--V", type=int, help=argparse.SUPPRESS); parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.style: return child(args)
-    from prosody_ser.data import DurationBatchSampler, padding_waste
+    from prosody_ser.batches import DurationBatchSampler, padding_waste
     seconds = lengths(args.manifest)
     for batch in (8, 16, 64):
         random, sorted_ = (padding_waste(list(DurationBatchSampler(seconds, batch, by_length=b)), seconds) for b in (False, True))

@@ -26,7 +26,8 @@ from scipy.ndimage import binary_opening
 from tqdm.auto import tqdm
 
 from . import callable_module, data
-from .data import ManifestError, Utterance, audio_path, decode_audio, emotion_names, read_rows
+from .audio import audio_path, decode_audio
+from .data import ManifestError, Utterance, emotion_names, read_rows
 from .tokenizer import frames_needed, look_alikes, repair_word, strip_punctuation
 
 # %% ../nbs/02b_audit.ipynb #c006

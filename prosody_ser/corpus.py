@@ -29,7 +29,6 @@ import soxr
 from tqdm.auto import tqdm
 
 from prosody_ser.data import (
-    SAMPLING_RATE,
     Manifest,
     ManifestError,
     Utterance,
@@ -40,6 +39,8 @@ from prosody_ser.data import (
     split_by_group,
     write_manifest,
 )
+
+from .audio import SAMPLING_RATE
 
 # %% ../nbs/00b_corpus.ipynb #c008
 # of a language: eSpeak's voice; the word between two objects; who may act; verb -> (its objects, its adverbs)

@@ -29,8 +29,10 @@ import soundfile as sf
 from sklearn.metrics import precision_recall_fscore_support
 
 from . import evaluation
+from .audio import SAMPLING_RATE, load_audio
+from .batches import SpeechDataset
 from .config import EvaluateConfig
-from .data import SAMPLING_RATE, ManifestError, SpeechDataset, load_audio, read_manifest
+from .data import ManifestError, read_manifest
 from .parsing import from_parameters
 from .selection import floor_warnings
 

@@ -21,8 +21,17 @@ import soxr
 import torch
 from tqdm.auto import tqdm
 
-from . import data
-from .data import SAMPLING_RATE, Utterance
+from prosody_ser.audio import (
+    MIN_SECONDS,
+    SAMPLING_RATE,
+    audio_path,
+    load_audio,
+    load_utterance,
+    plot_utterance,
+)
+
+from .batches import batches_by_length
+from .data import Utterance, group_of
 from .decoding import DECODERS, blank_stats
 from .heads import normalise_layers
 from .model import Collator, load_checkpoint
@@ -62,7 +71,7 @@ class Prediction(dict):
         words, chances = self.words or [], self.probabilities or {}
         marks, times = [int(w.get("prominent", 0)) for w in words], [(w["start"], w["end"]) for w in words]
         shown = Utterance("", [w["word"] for w in words], marks, self.emotion, word_times=times)
-        data.plot_utterance(shown, self.samples, ax=left)
+        plot_utterance(shown, self.samples, ax=left)
         left.set_title(_EVEN_SPLIT if self._unplaced else "", loc="right", fontsize=8, color="0.4")
         right.barh(list(chances), list(chances.values()), color="tab:blue")
         right.set(xlim=(0, 1), xlabel="probability")
@@ -92,15 +101,15 @@ def pick_device(
 
 def _load_samples(audio, rate):
     "Mono float32 samples at 16 kHz, of a file, an `Utterance`, or samples at `rate`."
-    if isinstance(audio, Utterance): return data.load_utterance(audio)
-    if isinstance(audio, str | Path): return data.load_audio(audio)
+    if isinstance(audio, Utterance): return load_utterance(audio)
+    if isinstance(audio, str | Path): return load_audio(audio)
     audio = np.asarray(audio)
     if audio.dtype.kind not in "iuf":
         raise ValueError("audio must be one file, one Utterance, or samples (S,) of numbers.")
     largest = np.iinfo(audio.dtype).max if audio.dtype.kind in "iu" else 1          # PCM samples to [-1, 1]
     audio = (audio / largest).astype(np.float32)
-    if audio.ndim != 1 or len(audio) < data.MIN_SECONDS * rate or not np.isfinite(audio).all():
-        raise ValueError(f"audio must be one channel of finite samples, at least {data.MIN_SECONDS} s, shape "
+    if audio.ndim != 1 or len(audio) < MIN_SECONDS * rate or not np.isfinite(audio).all():
+        raise ValueError(f"audio must be one channel of finite samples, at least {MIN_SECONDS} s, shape "
                          f"(S,); got shape {audio.shape}. Average the channels, or give a file.")
     return audio if rate == SAMPLING_RATE else soxr.resample(audio, rate, SAMPLING_RATE).astype(np.float32)
 
@@ -237,7 +246,7 @@ def to_records(
     records = []
     for i, (u, emotion) in enumerate(zip(utterances, emotions, strict=True)):
         row = {k: v[i] for k, v in kept.items()}
-        r = dict(id=u.id or u.audio_filepath, speaker=u.speaker, group=data.group_of(u),
+        r = dict(id=u.id or u.audio_filepath, speaker=u.speaker, group=group_of(u),
                  audio_filepath=u.audio_filepath, start=u.start, end=u.end,
                  emotion=names[emotion] if emotion >= 0 else None)
         if "emotion_logits" in row:
@@ -259,7 +268,7 @@ def half_precision():
 
 def _batches(dataset, seconds, batch_size, collator, num_workers, title):
     "Batches of neighbours in length, each with its places in the dataset."
-    places = list(data.batches_by_length(seconds, batch_size))
+    places = list(batches_by_length(seconds, batch_size))
     loader = torch.utils.data.DataLoader(dataset, batch_sampler=places, collate_fn=collator,
                                          num_workers=min(num_workers, os.cpu_count()))
     return zip(places, tqdm(loader, desc=title, leave=False), strict=True)
@@ -322,7 +331,7 @@ def _backbone_key(model):
 def _audio_keys(dataset):
     "A name for the audio of each utterance."
     for u in dataset.utterances:
-        path = data.audio_path(u, dataset.audio_base_path).resolve()
+        path = audio_path(u, dataset.audio_base_path).resolve()
         file = path.stat()
         yield f"{path}|{file.st_size}|{file.st_mtime_ns}|{u.start}|{u.end}"
 

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from transformers import integrations
 
+from .audio import SAMPLING_RATE, load_audio, plot_utterance
 from .config import ConfigError, non_defaults
-from .data import SAMPLING_RATE, ManifestError, Utterance, load_audio, plot_utterance
+from .data import ManifestError, Utterance
 from .evaluate import CLIP_SECONDS, markdown_table
 from .evaluation import ctc_advice, plot_confusion, read_predictions, save_figure, with_emotion
 from .model import Collator

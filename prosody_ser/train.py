@@ -30,11 +30,8 @@ from transformers.trainer_callback import TrainerState
 
 from prosody_ser.data import (
     ManifestError,
-    SpeechDataset,
-    check_audio,
     describe,
     emotion_names,
-    perturbation_speeds,
     read_manifest,
     rows_digest,
     write_manifest,
@@ -54,8 +51,10 @@ from prosody_ser.run import (
 
 # %% ../nbs/09b_training.ipynb #imports2
 from . import callable_module
+from .audio import check_audio
 from .audit import audit, summary
 from .backbones import encoder_config, return_freed_memory
+from .batches import SpeechDataset, perturbation_speeds
 from .config import DECODING_SETTINGS, ConfigError, TrainConfig, unused_settings
 from .decoding import WordLM, decoder_options
 from .evaluate import metrics_table, write_report

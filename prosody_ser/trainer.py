@@ -18,8 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import ProgressCallback, TrainerState
 
-from prosody_ser.data import (
-    SAMPLING_RATE,
+from prosody_ser.batches import (
     DurationBatchSampler,
     SpeedPerturbSampler,
     batches_by_length,
@@ -27,6 +26,7 @@ from prosody_ser.data import (
     perturbation_speeds,
 )
 
+from .audio import SAMPLING_RATE
 from .config import TASKS, ConfigError, TrainingError
 from .ctc import world_size
 from .evaluation import ctc_advice, score, write_predictions

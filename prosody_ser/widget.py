@@ -17,8 +17,9 @@ import anywidget
 import ipywidgets as W
 import traitlets
 
+from .audio import load_audio
 from .config import ConfigError
-from .data import ManifestError, load_audio
+from .data import ManifestError
 from .evaluate import card_html, metrics_rows, players, show_html, table_html
 from .evaluation import plot_confusion, save_figure, score, with_emotion
 from .inference import Predictor

@@ -11,7 +11,8 @@ from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from prosody_ser.config import TrainConfig
-from prosody_ser.data import SpeechDataset, read_manifest
+from prosody_ser.batches import SpeechDataset
+from prosody_ser.data import read_manifest
 from prosody_ser.inference import predict
 from prosody_ser.model import load_checkpoint
 from prosody_ser.run import Run, find_runs, read_facts
