@@ -272,7 +272,7 @@ def compare_svm(folds, folder, refit):
     from sklearn.svm import LinearSVC
 
     from prosody_ser.audio import load_utterance
-    from prosody_ser.data import group_of, read_manifest
+    from prosody_ser.data import groups_of, read_manifest
 
     smile = opensmile.Smile(opensmile.FeatureSet.ComParE_2016, opensmile.FeatureLevel.Functionals)
     seen, records = {}, []
@@ -307,9 +307,9 @@ def compare_svm(folds, folder, refit):
                 emotion=str(u.emotion),
                 predicted_emotion=str(p),
                 speaker=u.speaker,
-                group=group_of(u),
+                group=group,
             )
-            for u, p in zip(rows["test"], model.predict(x["test"]), strict=True)
+            for u, p, group in zip(rows["test"], model.predict(x["test"]), groups_of(rows["test"]), strict=True)
         ]
     return records
 
@@ -523,13 +523,13 @@ def plan(rows, args):
 
 def folds_of(row, args):
     """How many folds a row has."""
-    from prosody_ser.data import group_of, read_manifest
+    from prosody_ser.data import groups_of, read_manifest
 
     if row.kind == "across":
         return 5
     about = CORPORA[row.corpus]
-    speakers = {group_of(u) for m in about.manifests for u in read_manifest(args.corpora[row.corpus] / m)}
-    return about.folds or len(speakers)
+    rows = [u for m in about.manifests for u in read_manifest(args.corpora[row.corpus] / m)]
+    return about.folds or len(set(groups_of(rows)))
 
 
 # ---- the command

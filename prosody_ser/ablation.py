@@ -14,7 +14,7 @@ import textwrap
 import traceback
 from dataclasses import fields, replace
 from functools import partial
-from itertools import combinations, product
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -353,16 +353,14 @@ def given_folds(
         splits = {s: read_manifest(p/f"{s}.jsonl") for s in _SPLITS}
         _check_disjoint(p, splits)
         for u in splits["test"]:
-            if (first := tested.setdefault((u.audio_filepath, u.start, u.end), p.name)) != p.name:
+            if (first := tested.setdefault(data.stretch_key(u), p.name)) != p.name:
                 raise ManifestError(f"{u.source}: fold {first} tests this utterance, too. Each must be "
                                     "tested in one fold, or it counts twice in the pooled scores.")
     return folds
 
 def _check_disjoint(fold, splits):
     "Raise `ManifestError` for a speaker (or film) in two splits; a single folder with everything is no film."
-    groups = [{data.group_of(u) for u in us} - {None} for us in splits.values()]
-    if not any(u.speaker for us in splits.values() for u in us) and len(set.union(*groups)) == 1: return
-    if both := sorted(set.union(*(a & b for a, b in combinations(groups, 2)))):
+    if both := data.straddling_groups(splits):
         raise ManifestError(f"{fold}: {', '.join(both[:5])} in two splits. Folds are disjoint by speaker.")
 
 # %% ../nbs/10_ablation_study.ipynb #10bcrossvalc008

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from . import callable_module, data
 from .audio import audio_path, decode_audio
-from .data import ManifestError, Utterance, emotion_names, read_rows
+from .data import ManifestError, Utterance, emotion_names, name_key, path_key, read_rows
 from .tokenizer import frames_needed, look_alikes, repair_word, strip_punctuation
 
 # %% ../nbs/02b_audit.ipynb #c006
@@ -83,7 +83,7 @@ def _place(u, segment=SEGMENT):
     if named and (first := int(named["start"]) / 1000) < (last := int(named["end"]) / 1000):
         return named["recording"], first + (u.start or 0), last if u.end is None else first + u.end
     if u.start is None and u.end is None: return None, np.nan, np.nan
-    return u.audio_filepath, u.start or 0., np.nan if u.end is None else u.end
+    return path_key(u.audio_filepath), u.start or 0., np.nan if u.end is None else u.end
 
 # %% ../nbs/02b_audit.ipynb #places
 def _group_pattern(name, pattern, groups, example):
@@ -124,10 +124,10 @@ def series_of(u: Utterance) -> str:
     return _title_of(_place(u)[0] or Path(u.audio_filepath).parent.name or u.audio_filepath)
 
 # %% ../nbs/02b_audit.ipynb #c017
-def _classes(train, names):
-    "The classes of training, and what is wrong with its labels."
+def _classes(train, names, others=()):
+    "The classes of training, and what is wrong with its labels, or those of the others."
     try:
-        return emotion_names(train, names), ""
+        return emotion_names(train, names, others), ""
     except ManifestError as e:
         return sorted({str(u.emotion) for u in train if u.emotion is not None}), str(e)
 
@@ -135,7 +135,8 @@ def _label(u, classes):
     "The class of a row by name."
     if u.emotion is None: return None
     is_index = isinstance(u.emotion, int) and u.emotion < len(classes) and str(u.emotion) not in classes
-    return classes[u.emotion] if is_index else str(u.emotion)
+    spelt = {name_key(c): c for c in classes}
+    return classes[u.emotion] if is_index else spelt.get(name_key(u.emotion), str(u.emotion))
 
 # %% ../nbs/02b_audit.ipynb #c033
 _NUMBERS = "seconds", "peak", "rms", "clipped"  # of full scale 1; rms without the mean; % of the samples
@@ -205,8 +206,8 @@ class _Corpus:
 # %% ../nbs/02b_audit.ipynb #survey
 def _rows(splits, classes, plain, pieces):
     "A data frame of the rows; plain, pieces: of each word, the pieces {} without a tokenizer."
-    rows = [(s, u.source or u.audio_filepath, u.audio_filepath,
-             f"{u.audio_filepath} {u.start or 0:f} {u.end or 0:f}", u.speaker or None, _label(u, classes),
+    rows = [(s, u.source or u.audio_filepath, path := path_key(u.audio_filepath),
+             f"{path} {u.start or 0:f} {u.end or 0:f}", name_key(u.speaker), _label(u, classes),
              u.words or [], u.prosody_annotations) for s, us in splits.items() for u in us]
     rows = pd.DataFrame(rows, columns="split source path stretch speaker label words marks".split())
     plain_words = [[plain[w] for w in words if plain[w]] for words in rows.words]
@@ -221,17 +222,17 @@ def _survey(splits, audio_base_path=None, tokenizer=None, names=None, frame_rate
             seconds=None):
     "The corpus of some splits (name -> list of Utterance); see audit."
     utterances = [u for us in splits.values() for u in us]
-    classes, problem = _classes(next(iter(splits.values())), names)
+    classes, problem = _classes(next(iter(splits.values())), names, utterances)
     plain = {w: strip_punctuation(w) for w in {w for u in utterances for w in u.words or []}}
     pieces = {w: tokenizer.encode(w) for w in plain} if tokenizer is not None else {}
     if seconds is not None:
         seconds = [t for s, us in splits.items() for t in seconds.get(s, [np.nan] * len(us))]
     places, sound = _places(utterances, segment), _sound(utterances, audio_base_path, seconds)
     rows = pd.concat([_rows(splits, classes, plain, pieces), places, sound], axis=1)
-    named = rows.end - rows.begin
     rows = rows.assign(
-        training=rows.split == next(iter(splits)), stop=rows.end.fillna(rows.begin),
-        named=named, seconds=(seconds := rows.seconds.fillna(named)), frames=np.floor(seconds * frame_rate),
+        training=rows.split == next(iter(splits)), folder=data.groups_of(utterances),
+        named=(named := rows.end - rows.begin), stop=rows.end.fillna(rows.begin),
+        seconds=(seconds := rows.seconds.fillna(named)), frames=np.floor(seconds * frame_rate),
         level=20 * np.log10(rows.rms.clip(lower=1e-9)))
     for column in ("stretch", "plain", "digest"):
         rows = _with_first(rows, column, column)
@@ -372,7 +373,7 @@ def _groups(rows):
     "The first row in each split of each speaker and recording, or without both of each folder: kind, name."
     alone = rows[rows.speaker.isna() & rows.recording.isna()]
     named = [rows.assign(kind=k, name=rows[k]).dropna(subset="name") for k in ("speaker", "recording")]
-    named.append(alone.assign(kind="folder", name=[Path(path).parent.name for path in alone.path]))
+    named.append(alone.assign(kind="folder", name=alone.folder.fillna("")))
     groups = pd.concat(named).sort_index(kind="stable").drop_duplicates(["kind", "name", "split"])
     return _with_first(groups.reset_index(drop=True), ["kind", "name"], "group")
 

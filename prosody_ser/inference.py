@@ -31,7 +31,7 @@ from prosody_ser.audio import (
 )
 
 from .batches import batches_by_length
-from .data import Utterance, group_of
+from .data import Utterance, groups_of
 from .decoding import DECODERS, blank_stats
 from .heads import normalise_layers
 from .model import Collator, load_checkpoint
@@ -243,10 +243,10 @@ def to_records(
     temperature=1.0, # that the emotions' logits are divided by
 ) -> list[dict]:
     "Join predictions and references, one record an utterance."
-    records = []
+    records, groups = [], groups_of(utterances)
     for i, (u, emotion) in enumerate(zip(utterances, emotions, strict=True)):
         row = {k: v[i] for k, v in kept.items()}
-        r = dict(id=u.id or u.audio_filepath, speaker=u.speaker, group=group_of(u),
+        r = dict(id=u.id or u.audio_filepath, speaker=u.speaker, group=groups[i],
                  audio_filepath=u.audio_filepath, start=u.start, end=u.end,
                  emotion=names[emotion] if emotion >= 0 else None)
         if "emotion_logits" in row:

@@ -100,7 +100,8 @@ def load_splits(
     files = {s: getattr(config, f"{s}_jsonl") for s in ("train", "val", "test")}
     splits = {s: read_manifest(file) for s, file in files.items() if file}
     _check_labels(splits, files, config.tasks)
-    names = emotion_names(splits["train"], config.emotion_names) if "ser" in config.tasks else None
+    others = [u for s, rows in splits.items() for u in rows if s != "train"]
+    names = emotion_names(splits["train"], config.emotion_names, others) if "ser" in config.tasks else None
     seconds = _check_splits(config, splits, index)
     return_freed_memory()
     log_main(describe(splits, names, seconds))

@@ -1,0 +1,104 @@
+"""The same speaker, emotion or file in another spelling is the same; what other tools call otherwise is read; an index is no name."""
+import json
+import math
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+from prosody_ser.audio import load_utterance
+from prosody_ser.data import (
+    ManifestError,
+    emotion_ids,
+    emotion_names,
+    groups_of,
+    read_manifest,
+    read_rows,
+    split_by_group,
+    straddling_groups,
+)
+
+
+def manifest(folder, name, rows):
+    """Rows as a file, NaN as pandas writes it."""
+    (folder / name).write_text("".join(json.dumps({"audio_filepath": f"{i}.wav"} | r) + "\n" for i, r in enumerate(rows)), encoding="utf-8")
+    return read_manifest(folder / name)
+
+
+@pytest.mark.parametrize("one, other", [(1.0, 1), (1.0, "1"), ("Ama", "ama"), ("ama ", "ama"), ("A\u0301ma", "\u00c1ma"), ("a  b", "a b"), (7, "7")])
+def test_a_speaker_in_two_spellings_is_one(tmp_path, one, other):
+    train, test = (manifest(tmp_path, f"{i}.jsonl", [{"speaker": s}]) for i, s in enumerate((one, other)))
+    assert len(straddling_groups(dict(train=train, test=test))) == 1
+
+
+@pytest.mark.parametrize("nothing", [math.nan, None, "", " "])
+def test_an_empty_cell_is_no_speaker(tmp_path, nothing):
+    rows = manifest(tmp_path, "m.jsonl", [{"speaker": nothing}] * 2)
+    assert [u.speaker for u in rows] == [None, None] and groups_of(rows) == [None, None]
+
+
+def test_a_spreadsheet_s_row_is_read(tmp_path):
+    row, = manifest(tmp_path, "m.jsonl", [dict(emotion=2.0, speaker=3.0, start=math.nan, end=math.nan, words=["a"], prosody_annotations=math.nan)])
+    assert (row.emotion, row.speaker, row.start, row.end, row.prosody_annotations) == (2, "3", None, None, None)
+    assert type(row.emotion) is int
+    assert manifest(tmp_path, "n.jsonl", [dict(emotion=math.nan)])[0].emotion is None
+
+
+def test_an_emotion_in_several_spellings_is_one_class(tmp_path):
+    rows = manifest(tmp_path, "m.jsonl", [{"emotion": e} for e in ("joy", "Joy", "joy ", "a\u0301nger", "\u00e1nger")])
+    names = emotion_names(rows)
+    assert names == ["joy", "\u00e1nger"] and emotion_ids(rows, names) == [0, 0, 0, 1, 1]
+    assert emotion_ids(rows, ["\u00c1NGER", "JOY"]) == [1, 1, 1, 0, 0]           # names that were given keep their place
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_an_index_beside_names_is_refused_before_training(corpus, tmp_path, split):
+    from prosody_ser.config import TrainConfig
+    from prosody_ser.train import load_splits
+    files = {s: corpus / f"{s}.jsonl" for s in ("train", "val", "test")}
+    names = sorted({u.emotion for u in read_manifest(files["train"])})
+    rows = [json.loads(line) for line in files[split].read_text(encoding="utf-8").splitlines()]
+    numbered = tmp_path / "numbered.jsonl"
+    numbered.write_text("".join(json.dumps(r | dict(emotion=names.index(r["emotion"]))) + "\n" for r in rows), encoding="utf-8")
+    manifests = {f"{s}_jsonl": str(f) for s, f in (files | {split: numbered}).items()}
+    with pytest.raises(ManifestError, match="numbered.jsonl:.* is an index while other rows use names such as"):
+        load_splits(TrainConfig(str(corpus), **manifests, backbone="tiny", save_dir=str(tmp_path)))
+    given = TrainConfig(str(corpus), **manifests, backbone="tiny", save_dir=str(tmp_path), emotion_names=names)
+    assert load_splits(given)[split].emotions == [names.index(r["emotion"]) for r in rows]
+
+
+@pytest.mark.parametrize("fields", [dict(offset=.5, duration=.25), dict(start_time=.5, end_time=.75), dict(begin=.5, stop=.75), dict(onset=.5, end=.75)])
+def test_a_segment_by_another_name_is_heard_alone(tmp_path, fields):
+    sf.write(tmp_path / "0.wav", np.linspace(-.5, .5, 16000), 16000)
+    row, = manifest(tmp_path, "m.jsonl", [fields])
+    assert (row.start, row.end) == (.5, .75) and len(load_utterance(row, tmp_path)) == 4000
+    both, = manifest(tmp_path, "n.jsonl", [fields | dict(start=.1, end=.2)])       # our own names win
+    assert (both.start, both.end) == (.1, .2)
+
+
+def test_other_names_of_fields(tmp_path):
+    row, = manifest(tmp_path, "m.jsonl", [dict(spk="a", label="joy", text="me  kɔ fie")])
+    assert (row.speaker, row.emotion, row.words) == ("a", "joy", ["me", "kɔ", "fie"])
+    rows, problems = read_rows(tmp_path / "m.jsonl")
+    assert rows.unread == [] and problems == []
+    kept, = manifest(tmp_path, "n.jsonl", [dict(actor="b", speaker="a", words=["x"], text="y z", film="f", duration=3.)])
+    assert (kept.speaker, kept.words, kept.end) == ("a", ["x"], None)
+    assert read_rows(tmp_path / "n.jsonl")[0].unread == ["film"]
+    with pytest.raises(ManifestError, match="w.jsonl:1: start"):
+        manifest(tmp_path, "w.jsonl", [dict(offset="0.5", duration=.2)])
+
+
+def test_films_are_not_their_last_folder(tmp_path):
+    """film/wav/file and reader/chapter/file: every group in one split."""
+    for pattern in ("film{}/wav/{}.wav", "./reader{}/{}/x.wav", "corpus/en/{}/chapter{}/x.wav"):
+        rows = manifest(tmp_path, "m.jsonl", [dict(audio_filepath=pattern.format(g, i)) for g in range(4) for i in range(3)])
+        splits = split_by_group(rows, (2, 1, 1))
+        assert len(set(groups_of(rows))) == 4 and sorted(map(len, splits)) == [3, 3, 6]
+        assert straddling_groups(dict(zip("abc", splits, strict=True))) == []
+
+
+def test_a_file_in_two_spellings_is_one(tmp_path):
+    from prosody_ser.data import duplicate_rows
+    spellings = ["a/b.wav", "./a/b.wav", "a//b.wav", "a/x/../b.wav", "e\u0301.wav", "\u00e9.wav"]
+    rows = manifest(tmp_path, "m.jsonl", [dict(audio_filepath=p) for p in spellings])
+    assert [len(same) for same in duplicate_rows(rows)] == [4, 2]
