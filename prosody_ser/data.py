@@ -355,13 +355,23 @@ def emotion_names(utterances: list[Utterance], names: list[str] | None = None, o
     return sorted(strings) or [str(i) for i in range(1 + max(numbers, default=-1))]
 
 # %% ../nbs/00_data.ipynb #c031
+def check_indices(utterances, names, meant=None):
+    """Raise ManifestError for an index where the classes were collected from names: no name is number 0.
+    meant: whether the classes have an order that was given; None (older models): warn where they are sorted."""
+    indices = (u for u in utterances if isinstance(u.emotion, int))
+    first = next((u for u in indices if str(u.emotion) not in names), None)
+    if meant or first is None or (meant is None and names != sorted(names)): return
+    problem = f"{first.source}: emotion {first.emotion} is an index, but the model was trained on names, of which"
+    problem += f" none is number {first.emotion}: {', '.join(names)}. Write the names in the manifest."
+    if meant is None: return warnings.warn(problem, stacklevel=2)
+    raise ManifestError(problem)
+
 def emotion_ids(utterances, names):
     """The class of each utterance: its index among the names; -100 without a label, or without names.
     Raises `ManifestError` for an emotion that is not among them."""
     if not names: return [-100] * len(utterances)
     index = {name_key(name): i for i, name in enumerate(names)}
-    spellings = {u.emotion for u in utterances if isinstance(u.emotion, str)}
-    ids, found = [], {e: index.get(name_key(e), e) for e in spellings}
+    ids, found = [], {e: index.get(name_key(e), e) for e in {u.emotion for u in utterances}}
     for u in utterances:
         ids.append(-100 if u.emotion is None else found.get(u.emotion, u.emotion))
         if isinstance(ids[-1], str) or ids[-1] >= len(names):

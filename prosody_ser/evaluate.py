@@ -32,7 +32,7 @@ from . import evaluation
 from .audio import SAMPLING_RATE, load_audio
 from .batches import SpeechDataset
 from .config import EvaluateConfig
-from .data import ManifestError, read_manifest
+from .data import ManifestError, check_indices, read_manifest
 from .parsing import from_parameters
 from .selection import floor_warnings
 
@@ -448,6 +448,8 @@ def evaluate_model(
     config.device = pick_device(config.device)
     names = [model.config.id2label[i] for i in range(model.config.num_labels)] if model.ser else None
     ready = not isinstance(utterances, list)
+    if names:
+        check_indices(utterances.utterances if ready else utterances, names, model.config.emotion_indices)
     dataset = utterances if ready else SpeechDataset(utterances, audio_base_path, names)
     records = predict(model, dataset, config.batch_size, config.decode_method, config.device,
                       config.use_amp and config.device == "cuda", config.num_workers,

@@ -54,6 +54,7 @@ class ProsodySERConfig(PretrainedConfig):
                  max_seconds=30.0,       # longer utterances are encoded in overlapping chunks
                  spec_augment=True,      # mask time and frequency while training
                  emotion_temperature=1.0, # divides the emotions' logits; fitted on validation after training
+                 emotion_indices=None,   # an index of a manifest means the class there; None: not recorded
                  **kwargs):
         self.backbone, self.encoder, self.feature_extractor = backbone, encoder, feature_extractor
         self.tasks = [t for t in TASKS if t in tasks]
@@ -63,6 +64,7 @@ class ProsodySERConfig(PretrainedConfig):
         self.ser, self.head_dropout, self.emotion_temperature = ser or {}, head_dropout, emotion_temperature
         self.prosody_alignment, self.prosody_pos_weight = prosody_alignment, prosody_pos_weight
         self.whisper_tail_seconds, self.max_seconds = whisper_tail_seconds, max_seconds
+        self.emotion_indices = emotion_indices
         super().__init__(**kwargs)
 
 # %% ../nbs/06_model.ipynb #c009

@@ -175,6 +175,8 @@ def build_model(
     counts = [train.emotions.count(i) for i in range(len(train.names or []))]
     ser = _emotion_loss_options(config, counts) if sum(counts) else {}
     options = {name: getattr(config, name) for name in _MODEL_SETTINGS}
+    numbered = any(isinstance(u.emotion, int) for u in train.utterances)
+    options["emotion_indices"] = numbered or bool(config.emotion_names)
     model = create_model(train.names, tokenizer, config.backbone, config.backbone_path, ser=ser, **options)
     if config.freeze_backbone:
         model.backbone.requires_grad_(False)

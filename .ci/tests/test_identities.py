@@ -102,3 +102,22 @@ def test_a_file_in_two_spellings_is_one(tmp_path):
     spellings = ["a/b.wav", "./a/b.wav", "a//b.wav", "a/x/../b.wav", "e\u0301.wav", "\u00e9.wav"]
     rows = manifest(tmp_path, "m.jsonl", [dict(audio_filepath=p) for p in spellings])
     assert [len(same) for same in duplicate_rows(rows)] == [4, 2]
+
+
+def test_an_index_is_refused_by_a_model_of_names(corpus, tmp_path):
+    """Names in training, indices in the test set: the order of the names was nobody's."""
+    from prosody_ser.evaluate import evaluate_model
+    from prosody_ser.model import create_model
+    rows = read_manifest(corpus / "test.jsonl", corpus)
+    names = sorted({u.emotion for u in rows})
+    numbered = [type(u)(**{f: getattr(u, f) for f in u.__slots__} | dict(emotion=names.index(u.emotion))) for u in rows]
+    for meant in (False, True):
+        model = create_model(names, tasks=["ser"], emotion_indices=meant)
+        if meant:
+            plain, given = (evaluate_model(model, us, corpus, device="cpu") for us in (rows, numbered))
+            assert dict(plain) == dict(given)
+        else:
+            with pytest.raises(ManifestError, match="is an index, but the model was trained on names"):
+                evaluate_model(model, numbered, corpus, device="cpu")
+    model.save_pretrained(tmp_path / "model")
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["emotion_indices"] is True
