@@ -356,13 +356,13 @@ def emotion_names(utterances: list[Utterance], names: list[str] | None = None, o
 
 # %% ../nbs/00_data.ipynb #c031
 def check_indices(utterances, names, meant=None):
-    """Raise ManifestError for an index where the classes were collected from names: no name is number 0.
-    meant: whether the classes have an order that was given; None (older models): warn where they are sorted."""
+    """Raise ManifestError for an index where the classes were collected from names.
+    meant: whether their order was given, so that 0 is the first; None (older models): warn if sorted."""
     indices = (u for u in utterances if isinstance(u.emotion, int))
     first = next((u for u in indices if str(u.emotion) not in names), None)
     if meant or first is None or (meant is None and names != sorted(names)): return
-    problem = f"{first.source}: emotion {first.emotion} is an index, but the model was trained on names, of which"
-    problem += f" none is number {first.emotion}: {', '.join(names)}. Write the names in the manifest."
+    problem = f"{first.source}: emotion {first.emotion} is an index, but the model was trained on names, of "
+    problem += f"which none is number {first.emotion}: {', '.join(names)}. Write the names in the manifest."
     if meant is None: return warnings.warn(problem, stacklevel=2)
     raise ManifestError(problem)
 
