@@ -105,13 +105,13 @@ STAND_INS = {"soundfile": {"SoundFile": WavFile, "LibsndfileError": wave.Error},
              "soxr": {"resample": no_resampling}}
 
 
-def import_data():
-    "`prosody_ser.data`. Stand-ins are there while it is imported, and only for what is not installed."
+def import_loader():
+    "`prosody_ser.batches`. Stand-ins are there while it is imported, and only for what is not installed."
     missing = [name for name in STAND_INS if importlib.util.find_spec(name) is None]
     for name in missing:
         sys.modules[name] = types.ModuleType(name)
         vars(sys.modules[name]).update(STAND_INS[name])
-    room = importlib.import_module("prosody_ser.data")
+    room = importlib.import_module("prosody_ser.batches")
     for name in missing:
         del sys.modules[name]                              # transformers would take them for the real ones
     return room
@@ -211,7 +211,7 @@ def corpus_seconds(toy):
 
 def sample_batches(batch, count, toy):
     "Lengths in a fair sample of an epoch's batches, one of the longest first, then mixed: arrays of seconds."
-    seconds, sampler = corpus_seconds(toy), import_data().DurationBatchSampler
+    seconds, sampler = corpus_seconds(toy), import_loader().DurationBatchSampler
     epoch = [seconds[rows] for rows in sampler(seconds, batch, 10 * batch, epoch=lambda: 1)]
     epoch.sort(key=lambda s: -s.max())
     first, *others = (epoch[i] for i in np.linspace(0, len(epoch) - 1, count).astype(int))
@@ -727,7 +727,9 @@ def measure_decode(V, T, device, toy):
 
 def write_corpus(folder, count, toy):
     "Noise in WAV files of 16 bits at 16 kHz, as long as the corpus' utterances; these, and their seconds."
-    rng, utterance, utterances = np.random.default_rng(0), import_data().Utterance, []
+    import_loader()
+    from prosody_ser.data import Utterance
+    rng, utterances = np.random.default_rng(0), []
     seconds = corpus_seconds(toy)
     seconds = seconds[np.linspace(0, len(seconds) - 1, count).astype(int)]
     for i, s in enumerate(seconds):
@@ -735,7 +737,7 @@ def write_corpus(folder, count, toy):
             file.setparams((1, 2, 16000, 0, "NONE", ""))
             file.writeframes(rng.integers(-3000, 3000, round(16000 * s), dtype=np.int16).tobytes())
         said = labels(s, rng)
-        utterances.append(utterance(f"{i}.wav", said["words"], said["prosody"], said["emotion"]))
+        utterances.append(Utterance(f"{i}.wav", said["words"], said["prosody"], said["emotion"]))
     return utterances, seconds
 
 
@@ -744,7 +746,7 @@ def make_loader(folder, workers, device, toy):
     import torch
 
     from prosody_ser.model import Collator
-    room, (utterances, seconds) = import_data(), write_corpus(folder, 8 if toy else 400, toy)
+    room, (utterances, seconds) = import_loader(), write_corpus(folder, 8 if toy else 400, toy)
     dataset = room.SpeechDataset(utterances, folder, [str(i) for i in range(7)], seconds)
     batches = room.DurationBatchSampler(seconds, 8, 80.0, epoch=lambda: 1)
     loader = torch.utils.data.DataLoader(
