@@ -1,0 +1,142 @@
+"""Broken manifests, audio, tokenizers, models and settings, made by a generator: each ends in the one right error or the one right
+result, never in a traceback, in less than 5 seconds of computing."""
+import json
+import math
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+from conftest import read, write
+
+from prosody_ser.audio import load_utterance
+from prosody_ser.cli import main
+from prosody_ser.config import TrainConfig
+from prosody_ser.data import ManifestError, read_manifest
+
+RNG = np.random.default_rng(0)
+QUICK = dict(backbone="tiny", vocab_size=30, num_epochs=1, batch_size=4, num_workers=0)
+
+
+def flags(**settings):
+    """Settings as a command line; a text that begins with a dash stays a value."""
+    return [f"--{k}={v}" for k, v in settings.items()]
+
+
+def training(corpus, folder, **more):
+    """A short training's command line."""
+    manifests = {f"{s}_jsonl": corpus / f"{s}.jsonl" for s in ("train", "val", "test")}
+    return ["train", *flags(**dict(audio_base_path=corpus, **manifests, save_dir=folder / "run", tokenizer_path=folder / "tok.model") | QUICK | more)]
+
+
+def told(argv, capsys):
+    """Exit code and text of a command. Whatever is raised but SystemExit is a traceback, and fails the test."""
+    begin, code = time.process_time(), 0
+    try:
+        main(list(map(str, argv)))
+    except SystemExit as e:
+        code = e.code
+    out = capsys.readouterr()
+    assert time.process_time() - begin < 5
+    text = f"{code}\n" + out.out + out.err if isinstance(code, str) else out.out + out.err
+    assert "Traceback" not in text
+    return (1 if isinstance(code, str) else code or 0), text
+
+
+def refused(argv, capsys, *parts):
+    """The command ends with an error that holds these parts."""
+    code, text = told(argv, capsys)
+    assert code, f"accepted: {text[-500:]}"
+    missing = [p for p in map(str, parts) if p.lower() not in text.lower()]
+    assert not missing, f"{missing} not in: {text[-1500:]}"
+
+
+def no(message, *values):
+    """Values that are refused with this message."""
+    return [(v, "refused", message) for v in values]
+
+
+def yes(value, *values):
+    """Values that are read as this one."""
+    return [(v, "read", value) for v in values]
+
+
+# ---- fields of a row
+
+ABSENT = object()                                  # the field is left out
+FIELDS = {
+    "audio_filepath": no("audio_filepath is missing", ABSENT, None, 3, 2.5, True, [], {}, "", " ", "\t", ["a.wav"], "a\0.wav"),
+    "words": no("words must be a list of non-empty strings", 5, 2.5, True, {}, "me kɔ", [1, 2], [None, "a"], [[], "a"], ["", "a"], [" ", "a"], ["a", "\n"], [], "NaN")
+    + no("prosody_annotations without words", ABSENT, None, math.nan) + no("1 words but 2", ["a"]) + no("3 words but 2", ["a", "b", "c"]),
+    "prosody_annotations": no("prosody_annotations must be a list of 0 and 1", 1, "01", True, {}, [2, 0], ["0", "1"], [0.5, 1], [-1, 0], [None, 0], [[0], [1]], [math.nan] * 2, ["x"] * 2)
+    + no("2 words but 1", [0]) + no("2 words but 3", [0, 1, 1]) + no("2 words but 0", []) + yes([1, 0], [True, False], [1.0, 0.0]) + yes(None, ABSENT, None, math.nan),
+    "emotion": no("emotion must be", [], {}, True, 1.5, -1, "", " ", "\n", ["joy"], {"joy": 1}, math.inf, 10**9, 10**30, "nan", "<NA>", "null")
+    + yes("joy", " joy\t") + yes(2, 2.0) + yes(None, ABSENT, None, math.nan),
+    "speaker": no("speaker must be", [], {}, True, ["a"], {"id": 1}, "nan", "None", "<NA>", "null", math.inf) + yes(None, ABSENT, "", " ", None, math.nan) + yes("7", 7, 7.0, " 7"),
+    "start": no("is not a stretch of time", "a", [], {}, -1, -0.1, True, 1e9, math.inf, "0.1", "", 0.8, "0:01") + yes(None, ABSENT, None, math.nan) + yes(0, 0),
+    "end": no("is not a stretch of time", "a", [], {}, -1, 0, True, math.inf, "0.1", "") + yes(None, ABSENT, None, math.nan) + yes(0.5, 0.5),
+}
+ROWS = [pytest.param(field, *case, int(RNG.integers(12)), id=f"{field}-{i}") for field, cases in FIELDS.items() for i, case in enumerate(cases)]
+
+
+@pytest.mark.parametrize("field, value, end, expected, at", ROWS)
+def test_field(corpus, tmp_path, capsys, field, value, end, expected, at):
+    """A row whose field holds something else; the message names file and line."""
+    rows = read(corpus / "train.jsonl")
+    rows[at] |= dict(words=["me", "kɔ"], prosody_annotations=[0, 1], start=0.0, end=0.7)
+    rows[at][field] = value
+    if value is ABSENT:
+        del rows[at][field]
+    path = write(tmp_path / "m.jsonl", rows)
+    if end == "refused":
+        refused(training(corpus, tmp_path, train_jsonl=path), capsys, f"{path}:{at + 1}", expected)
+    else:
+        assert getattr(read_manifest(path)[at], field) == expected
+
+
+# ---- lines and files
+
+def line(text):
+    """A manifest whose fourth line is this."""
+    return lambda good: b"\n".join([*good[:3], text if isinstance(text, bytes) else text.encode(), *good[4:]])
+
+
+GOOD = b'{"audio_filepath": "a.wav", "words": ["me"]'
+LINES = {                                            # all are refused with the number of the line
+    "half": line(GOOD), "half a string": line(b'{"audio_filepath": "a.w'), "bare text": line("fie"), "a number": line("7"), "a list": line("[1, 2]"), "a text": line('"a.wav"'),
+    "true": line("true"), "null": line("null"), "empty object": line("{}"), "empty list": line("[]"), "trailing comma": line(GOOD + b",}"), "single quotes": line("{'audio_filepath': 'a.wav'}"),
+    "comment": line(b"// " + GOOD + b"}"), "hash": line("# a.wav"), "csv": line("a.wav,joy,me"), "yaml": line("audio_filepath: a.wav"), "two objects": line(GOOD + b"}" + GOOD + b"}"),
+    "text after it": line(GOOD + b"} x"), "NUL": line(b"\0\0\0\0"), "NUL inside": line(b'{"audio_filepath": "a\0.wav"}'), "Latin-1": line(b'{"audio_filepath": "\xe9.wav"}'),
+    "half a UTF-8 letter": line(b'{"audio_filepath": "\xc9'), "half a pair": line(b'{"audio_filepath": "a.wav", "words": ["\\ud83d"]}'), "unquoted key": line("{audio_filepath: 'a.wav'}"),
+    "deep": line("[" * 100000 + "]" * 100000), "deep object": line('{"a":' * 100000 + "1" + "}" * 100000), "huge integer": line(GOOD + b', "emotion": ' + b"9" * 5000 + b"}"),
+    "HTML": line("<!DOCTYPE html><html>"), "a merge's mark": line("<<<<<<< HEAD"), "ellipsis": line("..."), "control letter": line(b'{"audio_filepath": "a\x01.wav", "words": 3}'),
+    "a word of 9,000 marks": line(GOOD + b', "prosody_annotations": [' + b"0," * 9000 + b"0]}"), "keys of another tool": line('{"path": "a.wav", "sentence": "me"}'),
+}
+FILES = {                                            # what is no manifest at all is told as such
+    "empty": b"", "newlines": b"\n\n\n", "spaces": b"   \n  ", "PNG": b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "gzip": b"\x1f\x8b\x08\0" + bytes(range(100)), "zip": b"PK\x03\x04" + bytes(50),
+    "WAV": b"RIFF\x24\0\0\0WAVEfmt " + bytes(40), "CSV": b"audio_filepath,emotion\na.wav,joy\n", "HTML": b"<!DOCTYPE html>\n<html><body>Sign in</body></html>\n", "number": b"7", "text": b"hello",
+    "LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "zeros": bytes(4096), "empty array": b"[]", "empty object": b"{}", "half an array": b'[{"audio_filepath": "a.wav"},',
+    "pickle": b"\x80\x04\x95\x0b\0\0\0\0\0\0\0}\x94.", "random": RNG.bytes(3000),
+}
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("kind", LINES)
+def test_line(corpus, tmp_path, capsys, kind, split):
+    path = tmp_path / "m.jsonl"
+    path.write_bytes(LINES[kind]((corpus / f"{split}.jsonl").read_bytes().splitlines()))
+    refused(training(corpus, tmp_path, **{f"{split}_jsonl": path}), capsys, f"{path}:4")
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_file(corpus, tmp_path, capsys, kind):
+    path = tmp_path / "m.jsonl"
+    path.write_bytes(FILES[kind])
+    refused(training(corpus, tmp_path, train_jsonl=path), capsys, path)
+
+
+@pytest.mark.parametrize("path", ["", ".", "nowhere.jsonl", "a" * 300 + ".jsonl", "m\n.jsonl", "https://example.org/m.jsonl"])
+def test_manifest_path(corpus, tmp_path, capsys, path):
+    refused(training(corpus, tmp_path, train_jsonl=path), capsys, "jsonl")
