@@ -81,7 +81,8 @@ def measure_step(form: str, shape: str, H: int, device: str, repeats: int):
 def measure_decode(V: int, T: int, device: str, repeats: int):
     "Milliseconds an utterance on one core (or the GPU) for logits like a trained head's, and for noise"
     import torch
-    from prosody_ser.decoding import align_logits, beam_decode, greedy_decode
+    from prosody_ser.alignment import align_logits
+    from prosody_ser.decoding import beam_decode, greedy_decode
     torch.set_num_threads(1)
     g = torch.Generator().manual_seed(0)
     noise = torch.randn(1, T, V, generator=g)                               # (1, T, V)

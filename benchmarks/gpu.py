@@ -530,7 +530,8 @@ def check_ctc(device):
 
 def decode_all(logits, labels):
     "What each decoder makes of logits: name -> an answer for each utterance, in lists."
-    from prosody_ser.decoding import align_logits, beam_decode, blank_stats, greedy_decode
+    from prosody_ser.alignment import align_logits
+    from prosody_ser.decoding import beam_decode, blank_stats, greedy_decode
     return {"greedy": greedy_decode(logits, labels[0]), "beam": beam_decode(logits, labels[0]),
             "beam, blanks merged": beam_decode(logits, labels[0], blank_skip=0.9),
             "forced alignment": align_logits(logits, *labels).tolist(),
@@ -713,7 +714,8 @@ def measure_decode(V, T, device, toy):
     "Eight utterances of random hidden states, a trained head's size."
     import torch
 
-    from prosody_ser.decoding import HeadLogits, align_logits, beam_decode, greedy_decode
+    from prosody_ser.alignment import align_logits
+    from prosody_ser.decoding import HeadLogits, beam_decode, greedy_decode
     B, H, L = 8, 32 if toy else 1280, T // 20                                        # 2.5 tokens a second
     g = torch.Generator().manual_seed(0)
     head = [torch.randn(B, T, H, generator=g), torch.randn(V, H, generator=g) / H ** 0.5, torch.zeros(V)]

@@ -27,8 +27,17 @@ from tqdm.auto import tqdm
 
 from . import callable_module, data
 from .audio import audio_path, decode_audio
-from .data import ManifestError, Utterance, emotion_names, name_key, path_key, read_rows
-from .tokenizer import frames_needed, look_alikes, repair_word, strip_punctuation
+from prosody_ser.data import (
+    ManifestError,
+    Utterance,
+    emotion_names,
+    manifest_rows,
+    name_key,
+    path_key,
+    read_rows,
+)
+from .tokenizer import WORD_FAULTS, frames_needed, look_alikes, repair_word, strip_punctuation
+
 
 # %% ../nbs/02b_audit.ipynb #c006
 @dataclass
@@ -325,7 +334,7 @@ def _word_finding(corpus, entry, is_wrong, describe=repr):
     return _finding(entry, len(words), len(corpus.words), examples)
 
 def _misspelt_words(corpus):
-    "Annotation marks, letters that stand in for others or take two characters, white space, odd punctuation."
+    "Letters that stand in for others or take two characters, and the faults that the tokenizer's room knows."
     letters = look_alikes(corpus.words.word.value_counts().to_dict(), certain=False)
 
     def describe_letters(word):
@@ -336,12 +345,9 @@ def _misspelt_words(corpus):
         return f"{word!r}: {len(word)} characters, composed {len(unicodedata.normalize('NFC', word))}"
 
     find = partial(_word_finding, corpus)
-    return [find("annotation marks", lambda w: "annotation marks" in repair_word(w)[1]),
-            find("confusable letters", lambda w: not set(w).isdisjoint(letters), describe_letters),
+    return [find("confusable letters", lambda w: not set(w).isdisjoint(letters), describe_letters),
             find("Unicode form", lambda w: not unicodedata.is_normalized("NFC", w), describe_form),
-            find("white space", re.compile(r"\s").search),
-            find("joined words", re.compile(r"[^\W\d]{2,}[.,?!…]+[^\W\d]{2,}").search),
-            find("no letters", lambda w: not any(map(str.isalnum, w)))]
+            *(find(fault, is_wrong) for fault, is_wrong in WORD_FAULTS.items())]
 
 # %% ../nbs/02b_audit.ipynb #c027b
 def _unseen_words(corpus):
@@ -365,7 +371,7 @@ def _pieces(corpus):
     words, size = corpus.words[corpus.words.split == corpus.train], len(corpus.tokenizer)
     types, used = words.plain.nunique(), {i for w in set(words.word) for i in corpus.pieces[w]}
     line = f"{size} pieces for {types} different words (without case and punctuation)"
-    return [_word_finding(corpus, "unknown pieces", lambda w: corpus.tokenizer.unk_id in corpus.pieces[w]),
+    return [_word_finding(corpus, "unknown pieces", lambda w: not corpus.tokenizer.can_write(w)),
             _finding("vocabulary", size > types and size - len(used), size, [line], train=corpus.train)]
 
 # %% ../nbs/02b_audit.ipynb #leaks
@@ -539,7 +545,7 @@ def fix(
 
 # %% ../nbs/02b_audit.ipynb #fixfile
 def fix_manifest(
-    manifest,     # JSONL file
+    manifest,     # its file
     path,         # JSONL file to write; its folder is made
     corpus=None,  # rows of all splits, which tell the right letters; None: those of this manifest
     speaker=None, # regular expression with the group speaker that reads file names, written down
@@ -551,8 +557,8 @@ def fix_manifest(
     named = rows if speaker is None else _name_speakers(rows, speaker)
     fixed, counts = fix(named, corpus)
     fixed, wrong = {u.source: u for u in fixed}, {p.source for p in problems}
-    lines = {f"{Path(manifest)}:{i}": x for i, x in enumerate(Path(manifest).read_bytes().splitlines(), 1)}
-    lines = [_fixed_line(line, fixed[source]) if source in fixed else line
+    lines = {f"{Path(manifest)}:{place}": line for place, line in manifest_rows(Path(manifest))}
+    lines = [_fixed_line(line, fixed[source]) if source in fixed else line.replace(b"\n", b" ")
              for source, line in lines.items() if source in fixed or source in wrong]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_bytes(b"\n".join(lines) + b"\n")

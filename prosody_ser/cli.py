@@ -320,9 +320,9 @@ class _TokenizerConfig:
 def _tokenizer(config):
     from prosody_ser.tokenizer import SentencePieceTokenizer
     made = SentencePieceTokenizer(
-        config.vocab_size, Path(config.tokenizer_path).with_suffix(""), model_type=config.model_type,
+        config.vocab_size, config.tokenizer_path.removesuffix(".model"), model_type=config.model_type,
         character_coverage=config.character_coverage)
-    made.train_tokenizer([" ".join(s) for s in _sentences(config.text)])
+    made.train_tokenizer(config.text)
     print(f"{len(made)} pieces in {made.model_path}")
 
 # %% ../nbs/12_cli.ipynb #lmcmd
@@ -335,15 +335,10 @@ class _LMConfig:
     order: int = setting(3, "words of the longest n-grams")
 
 def _lm(config):
+    from prosody_ser.data import read_sentences
     from prosody_ser.decoding import train_lm
-    sizes = train_lm([s for file in config.text for s in _sentences(file)], config.lm_path, config.order)
+    sizes = train_lm([s for file in config.text for s in read_sentences(file)], config.lm_path, config.order)
     print(f"{config.lm_path}: " + ", ".join(f"{n} {k}-grams" for k, n in enumerate(sizes, 1)))
-
-def _sentences(file):
-    "The sentences of a manifest or a text file, each a list of words."
-    from prosody_ser.data import read_manifest
-    if str(file).endswith(".jsonl"): return [u.words for u in read_manifest(file) if u.words]
-    return [line.split() for line in Path(file).read_text(encoding="utf-8").splitlines()]
 
 @dataclass
 class _MemoryConfig:

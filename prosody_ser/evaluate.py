@@ -138,7 +138,7 @@ def _transcript_rows(metrics):
     return ["", "value"], [[name, form.format(metrics[k]).replace("%", " %")] for k, (name, form) in rows]
 
 # %% ../nbs/07b_report.ipynb #c043
-_IN_WORDS = {"choice", "intervals", "calibration"}       # settings that the notes put in words
+_IN_WORDS = {"choice", "intervals", "calibration", "unknown_words"}       # told in words beside the scores
 
 def _calibration_note(calibration, metrics):
     "What the temperature did, from the dict of calibrate."
@@ -187,7 +187,8 @@ class Scores(dict):
     def warnings(self):
         "Sentences that must not be missed."
         advice = evaluation.ctc_advice(self, self.settings.get("ctc") or {})
-        return list(filter(None, [advice, *floor_warnings(self)]))
+        unknown = [f"beware: {told}"] if (told := self.settings.get("unknown_words")) else []
+        return list(filter(None, [advice, *unknown, *floor_warnings(self)]))
 
     def __repr__(self):
         main, *classes = [_text_table(*t) for t in _tables(self).values()]
@@ -451,11 +452,14 @@ def evaluate_model(
     if names:
         check_indices(utterances.utterances if ready else utterances, names, model.config.emotion_indices)
     dataset = utterances if ready else SpeechDataset(utterances, audio_base_path, names)
+    tokenizer, where = model.processor.tokenizer, (about or {}).get("test_jsonl") or "the transcripts"
     records = predict(model, dataset, config.batch_size, config.decode_method, config.device,
                       config.use_amp and config.device == "cuda", config.num_workers,
-                      **decoder_options(config, model.processor.tokenizer))
+                      **decoder_options(config, tokenizer, dataset.utterances, where))
     facts = {k: getattr(model.config, k) for k in ("alphas", "ctc", "backbone", "emotion_temperature")}
     used = {k: v for k, v in asdict(config).items() if v != ""} | facts | dict(heads=model.config.tasks)
+    if model.asr and (told := tokenizer.unknown_words(dataset.utterances, where)[1]):
+        used["unknown_words"] = told
     if output_dir is None: return _scored(records, names, (about or {}) | used)
     return write_report(output_dir, records, names, (about or {}) | used, audio_base_path)
 

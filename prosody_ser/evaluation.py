@@ -21,6 +21,8 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix, roc_auc_score
 
+from .data import ManifestError, clean, read_text
+
 # %% ../nbs/07_evaluation.ipynb #c032
 METRIC_NAMES = {
     "skill": "skill", "ser/wa": "emotion WA", "ser/ua": "emotion UA", "ser/macro_f1": "emotion macro-F1",
@@ -279,7 +281,7 @@ def normalise(
     kinds = " " + "".join(unicodedata.category(c)[0] for c in text) + " "     # of text[i] is kinds[i + 1]
     def kept(i, c):
         if c == "'": return c if kinds[i] in "LM" and kinds[i + 2] == "L" else " "
-        if kinds[i + 1] in "LMN": return c                                      # letter, mark, number
+        if kinds[i + 1] in "LMN" or c == "⁇": return c                # letter, mark, number, unknown piece
         return "" if unicodedata.category(c) == "Cf" else " "                   # format character
     return " ".join("".join(kept(i, c) for i, c in enumerate(text)).split())
 
@@ -291,6 +293,8 @@ _RATES = {
 
 def _asr_counts(references, hypotheses):
     "Edit counts behind every error rate, (N, rates, 4)."
+    references = list(map(clean, references))
+    hypotheses = [" ".join(h.split()) for h in hypotheses]                      # their ⁇ stays
     counts = [edit_counts([form(r) for r in references], [form(h) for h in hypotheses], process)
               for form, process in _RATES.values()]
     return np.stack(counts, 1)
@@ -563,11 +567,23 @@ _PREDICTION_FILES = ("test/predictions.jsonl", "predictions.jsonl", "crossval_pr
 def read_predictions(
     path, # predictions.jsonl, or the folder of a run, evaluation, cross-validation or study that holds it
 ) -> list[dict]:
-    "The predictions that a run has left. Raises `FileNotFoundError`."
+    "The predictions that a run has left. Raises `FileNotFoundError`, or `ManifestError` for another file."
     path = Path(path)
     places = [path] if path.is_file() else [path/name for name in _PREDICTION_FILES]
     found = next((p for p in places if p.is_file()), None)
     if found is None:
         raise FileNotFoundError(f"{path}: no predictions there. Name a predictions.jsonl, or the folder of a "
                                 "finished run, evaluation or cross-validation.")
-    return [json.loads(line) for line in found.read_text(encoding="utf-8").splitlines()]
+    lines = enumerate(read_text(found).split("\n"), 1)          # a word may hold other separators of lines
+    return [_prediction(line, f"{found}:{number}") for number, line in lines if line.strip()]
+
+def _prediction(line, place):
+    "A line as a record. Raises `ManifestError`."
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as e:
+        raise ManifestError(f"{place}: not JSON ({e.msg}, column {e.colno}). {_GIVE_PREDICTIONS}") from None
+    if isinstance(record, dict) and {"id", "emotion"} <= record.keys(): return record
+    raise ManifestError(f"{place}: no prediction, it has no id or emotion. {_GIVE_PREDICTIONS}")
+
+_GIVE_PREDICTIONS = "Give the predictions.jsonl that an evaluation has written."

@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import uuid
+import warnings
 from contextlib import suppress
 from html import escape
 from pathlib import Path
@@ -30,6 +31,7 @@ from prosody_ser.audio import (
     plot_utterance,
 )
 
+from .alignment import MIN_ALIGNMENT_SCORE, alignment_scores
 from .batches import batches_by_length
 from .data import Utterance, groups_of
 from .decoding import DECODERS, blank_stats
@@ -46,8 +48,6 @@ def _word_html(word):
     return f'<span class="{kind}" style="--p:{100 * p:.0f}%">{text}</span>'
 
 # %% ../nbs/06b_inference.ipynb #n006
-_EVEN_SPLIT = "word times: an even split"
-
 class Prediction(dict):
     "What a model makes of one recording: a dict for JSON, with attributes, a plot and a view."
     def __init__(self,
@@ -61,7 +61,13 @@ class Prediction(dict):
     probabilities = property(lambda self: self.get("probabilities"), doc="Emotion -> probability.")
     transcript = property(lambda self: self.get("transcript"), doc="The words as one text.")
     words = property(lambda self: self.get("words"), doc="Dicts: word, start, end, prominence, prominent.")
-    _unplaced = property(lambda self: bool(self.words) and not self["aligned"])
+
+    @property
+    def _doubt(self):
+        "What is wrong with the times of the words, in a list."
+        if not self.words or self["aligned"]: return []
+        if (score := self["alignment_score"]) is None: return ["word times: an even split"]
+        return [f"word times: none to trust, the audio does not fit these words (score {score:.1f})"]
 
     def plot(self):
         "A timeline of words, the prominent ones in colour, beside the emotions. Returns the figure."
@@ -72,7 +78,7 @@ class Prediction(dict):
         marks, times = [int(w.get("prominent", 0)) for w in words], [(w["start"], w["end"]) for w in words]
         shown = Utterance("", [w["word"] for w in words], marks, self.emotion, word_times=times)
         plot_utterance(shown, self.samples, ax=left)
-        left.set_title(_EVEN_SPLIT if self._unplaced else "", loc="right", fontsize=8, color="0.4")
+        left.set_title("".join(self._doubt), loc="right", fontsize=8, color="0.4")
         right.barh(list(chances), list(chances.values()), color="tab:blue")
         right.set(xlim=(0, 1), xlabel="probability")
         right.invert_yaxis()
@@ -83,7 +89,7 @@ class Prediction(dict):
         from prosody_ser.evaluate import bars_html, show_html, sound_html  # here: training needs no page
 
         marked = any("prominence" in word for word in self.words or [])
-        note = [f"{self.seconds:.2f} s"] + [_EVEN_SPLIT] * self._unplaced
+        note = [f"{self.seconds:.2f} s", *self._doubt]
         note += ["below a word: its start, and how likely it is prominent (bold: above .5)"] if marked else []
         player = sound_html(self.samples) if self.seconds <= 30 else ""      # longer ones make a page heavy
         words = "".join(map(_word_html, self.words or []))
@@ -113,6 +119,15 @@ def _load_samples(audio, rate):
                          f"(S,); got shape {audio.shape}. Average the channels, or give a file.")
     return audio if rate == SAMPLING_RATE else soxr.resample(audio, rate, SAMPLING_RATE).astype(np.float32)
 
+# %% ../nbs/06b_inference.ipynb #n008b
+def _score(model, placed, hidden, lengths, *transcript):  # (1, T, H), (1,), then (1, L) thrice and (1, L, 2)
+    "How well aligned words fit the audio, and in placed (a dict a word) how well each does: nats per token."
+    logits, blank = model.token_logits(hidden), model.config.blank_id
+    row, words = alignment_scores(logits, lengths, *transcript, len(placed), blank)        # (1,), (1, W)
+    for word, score in zip(placed, words[0].tolist(), strict=True):
+        word["score"] = round(score, 3)
+    return round(row.item(), 3)
+
 # %% ../nbs/06b_inference.ipynb #n009
 class _Steps:
     "Part of `Predictor`: what is read from the hidden states of one recording."
@@ -130,6 +145,10 @@ class _Steps:
         if words is not None:
             words = words.split() if isinstance(words, str) else list(words)
             ids, token_word = tokenizer.encode_words(words) if tokenizer else ([], [])
+            if tokenizer and (unknown := [w for w in words if not tokenizer.can_write(w)]):
+                warnings.warn(f"{len(unknown)} of {len(words)} words have letters without a piece, such as "
+                              f"{unknown[0]!r}: they cannot be placed well. Spell them as the training "
+                              "transcripts were spelled.", stacklevel=3)
             return ids, token_word, words
         if hidden is None: return [], [], None
         logits, blank = self.model.token_logits(hidden), self.model.config.blank_id
@@ -138,20 +157,21 @@ class _Steps:
         return ids, token_word, words
 
     def _place(self, task_hidden, hidden, lengths, ids, token_word, words, seconds):
-        "One dict a word with its times and prominence; whether CTC has placed the words."
-        if not words: return [], False
+        "One dict a word with its times, score and prominence; the alignment's score, None without one."
+        if not words: return [], None
         transcript = [torch.tensor(v, dtype=torch.long, device=self.device)
                       for v in ([ids], [len(ids)], [token_word], [len(words)])]            # a batch of one
-        spans, aligned = found = self.model.align_words(hidden, lengths, *transcript)      # (1, W, 2), (1,)
+        found = spans, aligned, tokens = self.model.align_words(hidden, lengths, *transcript)
         times = (spans[0] / self.model.backbone.frame_rate).clamp(max=seconds).tolist()    # frames are padded
         placed = [dict(word=w, start=round(start, 3), end=round(end, 3))
                   for w, (start, end) in zip(words, times, strict=True)]
+        score = _score(self.model, placed, hidden, lengths, *transcript[:3], tokens) if aligned[0] else None
         if self.model.prosody:
             spans = self.model.place_words(hidden, lengths, *transcript, found)            # (1, W, 2)
             logits = self.model.prosody(task_hidden["prosody"], lengths, spans)[0]         # (W,)
             for word, p in zip(placed, logits.float().sigmoid().tolist(), strict=True):
                 word |= dict(prominence=round(p, 5), prominent=p > 0.5)
-        return placed, bool(aligned[0])
+        return placed, score
 
 # %% ../nbs/06b_inference.ipynb #n010
 class Predictor(_Steps):
@@ -170,7 +190,7 @@ class Predictor(_Steps):
                  audio,      # a file, an Utterance, or samples of shape (S,)
                  sampling_rate=SAMPLING_RATE, # Hz of samples that are given
                  words=None, # the transcript, a list of words or a text, where it is known
-    ) -> Prediction:         # seconds, emotion, probabilities, transcript, aligned, words
+    ) -> Prediction:         # seconds, emotion, probabilities, transcript, aligned, alignment_score, words
         "What is said, how, and on which words the stress lies."
         samples = _load_samples(audio, sampling_rate)                                      # (S,)
         x = torch.from_numpy(samples)[None].to(self.device)                                # (1, S)
@@ -182,8 +202,9 @@ class Predictor(_Steps):
         ids, token_word, words = self._words(hidden, lengths, words)
         if words is not None:
             transcript = ids, token_word, words
-            placed, aligned = self._place(task_hidden, hidden, lengths, *transcript, found["seconds"])
-            found |= dict(transcript=" ".join(words), aligned=aligned, words=placed)
+            placed, score = self._place(task_hidden, hidden, lengths, *transcript, found["seconds"])
+            aligned = score is not None and score >= MIN_ALIGNMENT_SCORE
+            found |= dict(transcript=" ".join(words), aligned=aligned, alignment_score=score, words=placed)
         return Prediction(found, samples)
 
     def plot(self,

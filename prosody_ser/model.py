@@ -22,7 +22,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput, cached_file
 
-from . import decoding
+from . import alignment, decoding
 from .backbones import ENCODERS, Backbone, build_encoder, encoder_config, load_encoder
 from .config import CTC_DEFAULTS, FRAME_RATE, TASKS, TINY_FRAME_RATE, ConfigError
 from .ctc import global_mean, regularised_ctc, world_size
@@ -177,26 +177,27 @@ class _WordAlignment:
 
     @torch.no_grad()
     def align_words(self, hidden, lengths, targets, target_lengths, token_word, word_counts):
-        "Frames (B, W, 2) of each word by CTC alignment; an even split in rows (B,) that it could not place."
-        if self.asr is None or self.asr_nats > decoding.USABLE_NATS:
-            return decoding.uniform_spans(lengths, word_counts, max(1, int(word_counts.max()))), lengths < 0
+        "Frames (B, W, 2) of words, an even split but in rows (B,) that CTC could place; of tokens (B, L, 2)."
+        if self.asr is None or self.asr_nats > alignment.USABLE_NATS:
+            even = alignment.uniform_spans(lengths, word_counts, max(1, int(word_counts.max())))
+            return even, lengths < 0, None
         labels = targets, target_lengths, token_word, word_counts
-        return decoding.align_words(self.token_logits(hidden), lengths, *labels, self.config.blank_id)
+        return alignment.align_words(self.token_logits(hidden), lengths, *labels, self.config.blank_id)
 
     @torch.compiler.disable                     # its loop over frames would be traced anew for every length
     @torch.no_grad()
     def place_words(self, hidden, lengths, targets, target_lengths, token_word, word_counts, aligned=None):
         "Frames (B, W, 2) that the prosody head reads; `aligned`: the answer of `align_words`, if known."
-        even = decoding.uniform_spans(lengths, word_counts, max(1, int(word_counts.max())))
-        fit = target_lengths >= decoding.USABLE_TOKENS * word_counts                          # (B,)
+        even = alignment.uniform_spans(lengths, word_counts, max(1, int(word_counts.max())))
+        fit = target_lengths >= alignment.USABLE_TOKENS * word_counts                          # (B,)
         if self.asr is None or self.config.prosody_alignment != "ctc" or not fit.any(): return even
-        spans, placed = aligned or self._align_some(
+        spans, placed, *_ = aligned or self._align_some(
             fit, hidden, lengths, targets, target_lengths, token_word, word_counts)
         return torch.where((placed & fit)[:, None, None], spans, even)
 
     def _align_some(self, rows, *inputs):
         "As `align_words` for the rows (B,) that can use it; -1 and False for the others."
-        found, placed = self.align_words(*(x[rows] for x in inputs))                     # (b, W, 2), (b,)
+        found, placed, _ = self.align_words(*(x[rows] for x in inputs))                  # (b, W, 2), (b,)
         spans = found.new_full((len(rows), max(1, int(inputs[-1].max())), 2), -1)             # (B, W, 2)
         spans[rows, :found.shape[1]], some = found, torch.zeros_like(rows)
         some[rows] = placed

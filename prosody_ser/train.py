@@ -56,7 +56,7 @@ from .audit import audit, summary
 from .backbones import encoder_config, return_freed_memory
 from .batches import SpeechDataset, perturbation_speeds
 from .config import DECODING_SETTINGS, ConfigError, TrainConfig, unused_settings
-from .decoding import WordLM, decoder_options
+from .decoding import WordLM, check_lm, decoder_options
 from .evaluate import metrics_table, write_report
 from .evaluation import calibrate
 from .heads import class_weights, log_prior
@@ -64,7 +64,7 @@ from .inference import CachedDataset, FeatureCache, cache_folder, predict, predi
 from .model import add_lora, create_model, load_checkpoint, save_pt
 from .parsing import from_parameters
 from .selection import choice_text, floor_warnings, out_of_patience
-from .tokenizer import SentencePieceTokenizer, TokenizerError, frames_needed
+from .tokenizer import UNKNOWN_REFUSED, SentencePieceTokenizer, TokenizerError, frames_needed
 from .tracking import check_trackers, close_trackers, open_trackers, send_test, send_validation
 from .trainer import build_trainer, check_bf16, selection_metric
 
@@ -212,6 +212,17 @@ def _cached_dataset(config, model, dataset):
     return CachedDataset(dataset, cache)
 
 # %% ../nbs/09b_training.ipynb #prepare2
+def _check_words(config, data, tokenizer, lm):
+    "Tell of words unknown to the tokenizer or to the language model (or None). Raises their errors for most."
+    for split, dataset in data.items():
+        rows, file = dataset.utterances, getattr(config, f"{split}_jsonl")
+        share, told = tokenizer.unknown_words(rows, file)
+        if share > UNKNOWN_REFUSED: raise TokenizerError(told)
+        if told:
+            log_main(told)
+        if lm and split != "train" and (told := check_lm(lm, tokenizer, rows, file)):
+            log_main(told)
+
 def prepare_training(
     config,     # TrainConfig
     index=None, # as for load_splits
@@ -224,11 +235,13 @@ def prepare_training(
     encoder_config(config.backbone, config.backbone_path)
     for idle in unused_settings(config):
         log_once(idle)
-    if config.lm_path:
-        WordLM(config.lm_path, [])
+    lm = WordLM(config.lm_path, []) if config.lm_path else None
     data = load_splits(config, index)
     with main_first():
-        return data, prepare_tokenizer(config, data["train"].utterances)
+        tokenizer = prepare_tokenizer(config, data["train"].utterances)
+    if "asr" in config.tasks:
+        _check_words(config, data, tokenizer, lm)
+    return data, tokenizer
 
 # %% ../nbs/09b_training.ipynb #fit2
 def _ready_folder(config):
@@ -381,6 +394,8 @@ def _test(config, model, test, history, calibration, how):
     options = decoder_options(config, model.processor.tokenizer)
     records = predict(model, test, decode=config.decode_method, **how, **options)
     settings = _report_settings(config, model, history, calibration)
+    if model.asr and (told := model.processor.tokenizer.unknown_words(test.utterances, config.test_jsonl)[1]):
+        settings["unknown_words"] = told
     scores = write_report(run.test_folder, records, test.names, settings, config.audio_base_path)
     settings = {k: scores.settings[k] for k in settings}  # the calibration now has the test's error, too
     metrics = dict(scores)
