@@ -17,18 +17,29 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 
+from prosody_ser.run import (
+    Run,
+    is_main_process,
+    log_main,
+    main_first,
+    read_facts,
+    read_runs,
+    write_main,
+    writing_run,
+)
+
 from . import data, evaluation
+from . import folder as own
 from .backbones import encoder_config
 from .config import PATH_SETTINGS, ConfigError, TrainConfig, TrainingError, default_of
-from .data import ManifestError, read_manifest
-from .evaluate import SCORE_PARTS, markdown_table, notes_html, score_text, show_html, table_html
+from .data import read_manifest
+from .evaluate import markdown_table, notes_html, plot_runs, score_text, show_html, table_html
 from .evaluation import LOWER_IS_BETTER, METRIC_NAMES, group_runs, run_groups, save_figure
-from .run import Run, is_main_process, log_main, main_first, read_facts, read_runs
 from .selection import MAIN_METRICS, compared_by
+from .text import ManifestError
 from .tracking import close_trackers, with_group
 from .train import fit, prepare_training, run_training, train_and_test
 
@@ -65,12 +76,13 @@ def _train_or_read(run, **options):
     "Train and test a run, resume it, or read it where it is finished; options go to run_training."
     before = Run(run.save_dir)
     if not _is_finished(run):
-        _discard(run)
-        resume = before.has_checkpoint and before.same_settings(run)
-        tokenizer = Path(run.tokenizer_path or before.tokenizer)
-        if not resume and tokenizer.parent == before.folder:           # made from other text or settings
-            tokenizer.unlink(missing_ok=True)
-        run_training(replace(run, resume=resume), **options)
+        with writing_run(run.save_dir):
+            _discard(run)
+            resume = before.has_checkpoint and before.same_settings(run)
+            tokenizer = Path(run.tokenizer_path or before.tokenizer)
+            if not resume and before.record.made_here(tokenizer):      # from other text or settings
+                tokenizer.unlink(missing_ok=True)
+            run_training(replace(run, resume=resume), **options)
     return read_facts(before.folder) | dict(path=run.save_dir)
 
 # %% ../nbs/10_ablation_study.ipynb #runall
@@ -82,10 +94,14 @@ def run_all(
     "Run what is not finished, note what fails, go on."
     results, failures = [], []
     for i, (name, run) in enumerate(runs.items(), 1):
+        own.check_in()
         log_main(f"run {i} of {len(runs)}: {name}")
         try:
             results.append((train or _train_or_read)(run))
+        except (own.StorageError, own.FolderError):                # the next run would meet the same
+            raise
         except Exception as e:
+            own.check_in()                                     # an interrupt has many faces
             if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not isinstance(e, TrainingError): raise
             failures.append(_note_failure(name, run, e))
         gc.collect()                      # the next run gets the memory that this one held
@@ -99,17 +115,11 @@ def _note_failure(name, run, error):
     "Leave the traceback in the run's folder."
     text = f"{type(error).__name__}: {error}"
     log_main(f"failed, the others go on: {name}: {text.splitlines()[0]}")
-    _write(Path(run.save_dir)/"error.txt", traceback.format_exc())
+    write_main(Path(run.save_dir)/"error.txt", traceback.format_exc())
     return _alphas_of(run) | dict(name=name, error=text, folder=run.save_dir)
 
 def _alphas_of(run):
     return dict(alpha_asr=run.alpha_asr, alpha_prosody=run.alpha_prosody, seed=run.seed)
-
-def _write(path, what):
-    "Write a text, or anything else as JSON; the main process does."
-    if not is_main_process(): return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(what if isinstance(what, str) else json.dumps(what, indent=2) + "\n", encoding="utf-8")
 
 # %% ../nbs/10_ablation_study.ipynb #texts
 def _texts(frame, heads):
@@ -126,35 +136,6 @@ def _best(scores, metric):
     "The index of the best of a series; None where there is none."
     if scores.isna().all(): return None
     return scores.idxmin() if metric in LOWER_IS_BETTER else scores.idxmax()
-
-# %% ../nbs/10_ablation_study.ipynb #style
-def _plot_runs(runs, by, labels, titles, best=None, published=None):
-    "One line a group: runs grey, mean and spread, floor dotted; titles: score -> title. Returns the figure."
-    import matplotlib.pyplot as plt
-    size = 2.6 + 1.7 * len(titles), 1.1 + .2 * sum(1.5 + label.count("\n") for label in labels)
-    fig, axes = plt.subplots(1, len(titles), figsize=size, layout="constrained", sharey=True, squeeze=False)
-    for ax, (key, title) in zip(axes[0], titles.items(), strict=True):
-        rows = group_runs(runs, by, [key]).to_dict("records")
-        for y, (row, same) in enumerate(zip(rows, run_groups(runs, by), strict=True)):
-            ax.plot(same[key], [y] * len(same), ".", color="0.7", ms=6)
-            _draw_mean(ax, y, row, key, "tab:green" if y == best else "tab:blue")
-        if published is not None and key in published:
-            ax.plot(published[key], range(len(labels)), "s", color="0.75", ms=4)
-        ax.set_title(title + ("\nlower is better" if key in LOWER_IS_BETTER else ""), fontsize=8)
-        ax.grid(axis="x", alpha=.3)
-        ax.tick_params(axis="x", labelsize=7)
-        ax.locator_params(axis="x", nbins=4)
-    axes[0, 0].set_yticks(range(len(labels)), labels, fontsize=8)
-    axes[0, 0].set_ylim(len(labels) - .5, -.5)
-    plt.close(fig)                        # a notebook that is given the figure would show it twice
-    return fig
-
-def _draw_mean(ax, y, row, key, color):
-    "Mean with its spread (of a single run its interval), and the floor."
-    mean, sd, low, high, floor = (row.get(f"{key}{end}", np.nan) for end in SCORE_PARTS)
-    spread = [[mean - low], [high - mean]] if pd.notna(low) else [[sd], [sd]]
-    ax.errorbar(mean, y, xerr=np.nan_to_num(spread).clip(0), fmt="o", color=color, ms=4, capsize=3)
-    ax.plot([floor] * 2, [y - .4, y + .4], ":", color="tab:red", lw=1.2)
 
 # %% ../nbs/10_ablation_study.ipynb #c006
 _DEFAULTS = {f.name: default_of(f) for f in fields(TrainConfig)}
@@ -190,15 +171,19 @@ def _train_alpha(run, data, tokenizer):
     with main_first():
         finished = _is_finished(run)
     if finished: return json.loads(result.read_text(encoding="utf-8"))
-    _discard(run, result.name)
-    history = fit(run, data, tokenizer)
+    with writing_run(run.save_dir):
+        _discard(run, result.name)
+        history = fit(run, data, tokenizer)
+        write_main(result, found := _alpha_result(run, history))
+    close_trackers(run)
+    return found
+
+def _alpha_result(run, history):
+    "What the table needs of a run that was trained."
     lines = pd.DataFrame(history["train"])
     losses = {k: v for k, v in history["train"][-1].items() if k.endswith("/loss")}
     shares = {k: float(lines[k].mean()) for k in lines if k.endswith(("/grad_share", "/grad_cosine"))}
-    found = _alphas_of(run) | dict(best=history["best"], training=losses | shares)
-    close_trackers(run)
-    _write(result, found)
-    return found
+    return _alphas_of(run) | dict(best=history["best"], training=losses | shares)
 
 # %% ../nbs/10_ablation_study.ipynb #alphatable
 _SHARES = {
@@ -261,7 +246,7 @@ def _plot_study(study):
     titles[study.metric] += " (chooses)"
     published = _PAPER.set_index("alpha").reindex(study.table["alpha"]) if study.published else None
     labels = _labels(study.table, _VARIED[study.mode])
-    fig = _plot_runs(study.runs, study.by, labels, titles, study.best, published)
+    fig = plot_runs(study.runs, study.by, labels, titles, study.best, published)
     if published is not None:
         fig.supxlabel(f"grey squares: published ({_SOURCE})", fontsize=8, color="0.5")
     return fig
@@ -271,6 +256,12 @@ def run_ablation(
     config, # TrainConfig
 ) -> dict:  # test metrics of the final model
     "Train each α, choose on validation, train and test the final model; finished runs are read."
+    with writing_run(config.save_dir):
+        own.free_for_tables(config.save_dir, "ablation", "save_dir")
+        return _run_study(config)
+
+def _run_study(config):
+    "The study, in a folder that nobody else writes to."
     runs, folder = _alpha_variants(config), Path(config.save_dir)
     data, tokenizer = prepare_training(config, index=folder/"audio_index.jsonl")
     train = partial(_train_alpha, data={s: data[s] for s in ("train", "val")}, tokenizer=tokenizer)
@@ -283,7 +274,7 @@ def run_ablation(
     study = _AlphaStudy(results, config.ablation_mode, config.select_by or MAIN_METRICS[config.tasks[0]])
     warning = study.warning()
     if is_main_process():
-        _write(folder/"ablation_table.md", _study_markdown(study, failures, warning) + "\n")
+        write_main(folder/"ablation_table.md", _study_markdown(study, failures, warning) + "\n")
         study.table.to_csv(folder/"ablation_table.csv", index=False)
         save_figure(_plot_study(study), folder/"ablation.png")
     if failures:
@@ -294,6 +285,7 @@ def run_ablation(
              f"training the final model with it\n{warning}")
     return _train_final(config, study.chosen, data, tokenizer)
 
+# %% ../nbs/10_ablation_study.ipynb #c017b
 def _write_results(config, results, failures):
     "Every run so far, what failed, the table and the choice."
     study = _AlphaStudy(results, config.ablation_mode, config.select_by or MAIN_METRICS[config.tasks[0]])
@@ -302,7 +294,7 @@ def _write_results(config, results, failures):
         found["best_alpha"] = next(iter(study.chosen.values()))
     table = study.table.astype(object).where(study.table.notna(), None).to_dict("records")
     found |= dict(table=table, runs=results, failed=failures)
-    _write(Path(config.save_dir)/"ablation_results.json", found)
+    write_main(Path(config.save_dir)/"ablation_results.json", found)
 
 def _train_final(config, chosen, data, tokenizer):
     "Train and test the model with the chosen α, or read its result."
@@ -333,10 +325,11 @@ def make_folds(
     folds = data.speaker_folds(rows, k)
     for i, splits in enumerate(folds):
         for name, us in zip(_SPLITS, splits, strict=True):
-            new = Path(folder)/str(i)/f"{name}.{os.getpid()}"
-            new.parent.mkdir(parents=True, exist_ok=True)
-            data.write_manifest(us, new)
-            new.replace(new.with_suffix(".jsonl"))    # in one step: other jobs of a cluster may be reading it
+            file = Path(folder)/str(i)/f"{name}.jsonl"
+            if file.is_file() and data.rows_digest(read_manifest(file)) == data.rows_digest(us): continue
+            own.refuse_foreign(folder, [f"{i}/{name}.jsonl"], (), "save_dir")         # other rows, whoever's
+            data.write_manifest(us, new := file.with_suffix(f".{os.getpid()}"))
+            new.replace(file)                         # in one step: other jobs of a cluster may be reading it
     return given_folds(folder, len(folds))
 
 def given_folds(
@@ -364,10 +357,19 @@ def _check_disjoint(fold, splits):
         raise ManifestError(f"{fold}: {', '.join(both[:5])} in two splits. Folds are disjoint by speaker.")
 
 # %% ../nbs/10_ablation_study.ipynb #10bcrossvalc008
+def _shared_classes(config, folds):
+    "The settings with the classes of all folds, where the training rows of a fold do not show each."
+    splits = {f.name: [read_manifest(f/f"{s}.jsonl") for s in _SPLITS] for f in folds}
+    rows = [u for parts in splits.values() for us in parts for u in us if u.emotion is not None]
+    lacking = [f for f, parts in splits.items() if {u.emotion for u in rows} - {u.emotion for u in parts[0]}]
+    if config.emotion_names or "ser" not in config.tasks or not lacking: return config
+    log_main(f"beware: no training row of fold {', '.join(lacking)} shows some class; it cannot learn that.")
+    return replace(config, emotion_names=data.emotion_names(rows))
+
 def _fold_variants(config, folds, seeds):
     "The runs of a cross-validation."
     overrides = {f"fold_{f.name}": {f"{s}_jsonl": str(f/f"{s}.jsonl") for s in _SPLITS} for f in folds}
-    runs = variants(config, overrides, seeds, "{name}/seed_{seed}")
+    runs = variants(_shared_classes(config, folds), overrides, seeds, "{name}/seed_{seed}")
     return {n: replace(r, tokenizer_path=str(Path(r.save_dir)/"tok.model")) for n, r in runs.items()}
 
 def _fold_of(folder):
@@ -414,7 +416,7 @@ def _plot_folds(results, metric="ser/ua"):
     for same in run_groups(runs, ["fold"]):
         names = sorted({x["speaker"] or "?" for x in sum(same["records"], [])})
         speakers.append(names[0] if len(names) == 1 else f"{len(names)} speakers")
-    return _plot_runs(runs, ["fold"], speakers, {metric: f"{METRIC_NAMES[metric]}, by test speakers"})
+    return plot_runs(runs, ["fold"], speakers, {metric: f"{METRIC_NAMES[metric]}, by test speakers"})
 
 # %% ../nbs/10_ablation_study.ipynb #10bcrossvalc011
 def run_crossval(
@@ -428,8 +430,7 @@ def run_crossval(
         raise ConfigError("crossval runs in one process. To use many GPUs start one job a fold (--only 0, "
                           "--only 1, ...); the last one sums up.")
     runs, folder = _fold_variants(config, folds, seeds), Path(config.save_dir)
-    for old in _CROSSVAL_FILES:                                     # a table must not outlive its runs
-        (folder/old).unlink(missing_ok=True)
+    own.free_for_tables(folder, "crossval", "save_dir", remove=True)    # a table must not outlive its runs
     mine = {n: r for n, r in runs.items() if only is None or _fold_of(r.save_dir) in only or _is_finished(r)}
     if not all(map(_is_finished, mine.values())):
         encoder_config(config.backbone, config.backbone_path)    # an error that all folds share comes once
@@ -438,24 +439,24 @@ def run_crossval(
         first = f"{failures[0]['name']}: {failures[0]['error']}"
         raise TrainingError(f"{len(failures)} of {len(runs)} runs failed, the first one: {first}\n"
                             "Mend that and run the same command again; what is finished is kept.")
-    if len(found) == len(runs): return _write_crossval(folder, list(map(_fold_result, found)))
+    if len(found) == len(runs):
+        with own.one_writer(folder, wait=True):                         # another job may have ended as well
+            return _write_crossval(folder, list(map(_fold_result, found)))
     print(f"{len(found)} of {len(runs)} runs are finished; the table comes when all are.")
     return {}
-
-_CROSSVAL_FILES = ["crossval" + x for x in ".json .md _predictions.jsonl _confusion.png _folds.png".split()]
 
 def _write_crossval(folder, results):
     "Table, figures, pooled predictions and every run's scores."
     table = _summarise_folds(results)
     runs = [{k: r[k] for k in ("fold", "seed", "metrics")} for r in results]
-    _write(folder/"crossval.json", dict(table=table, runs=runs))
-    _write(folder/"crossval.md", crossval_table(table) + "\n")
+    write_main(folder/"crossval.json", dict(table=table, runs=runs))
+    write_main(folder/"crossval.md", crossval_table(table) + "\n")
     pooled = [dict(fold=r["fold"], seed=r["seed"]) | record for r in results for record in r["records"]]
     evaluation.write_predictions(folder/"crossval_predictions.jsonl", pooled)
     if "ser/ua" in table:
         first = [r for r in pooled if r["seed"] == results[0]["seed"]]
         names = sorted({n for r in first for n in (r["emotion"], r.get("predicted_emotion")) if n})
-        save_figure(evaluation.plot_confusion(first, names).figure, folder/"crossval_confusion.png")
+        evaluation.save_confusion(first, names, folder/"crossval_confusion.png")
         save_figure(_plot_folds(results), folder/"crossval_folds.png")
     return table
 
@@ -483,7 +484,7 @@ class RunTable:
     def plot(self):
         "Validation and each task's main test score. Returns the figure; the best row on validation is green."
         heads, titles = _setting_heads(self), _score_heads(self, ("ser/ua", "asr/wer", "prosody/f1"))
-        return _plot_runs(self.runs, self.settings, _labels(self.frame, heads), titles, self.best)
+        return plot_runs(self.runs, self.settings, _labels(self.frame, heads), titles, self.best)
 
     def _repr_html_(self):
         notes = notes_html(_comparison_notes(self))
@@ -562,10 +563,11 @@ def compare_runs(
     ignore=None, # names of settings that are not compared
 ) -> RunTable:
     "Compare runs, and write the comparison. Raises `ConfigError` for an unknown setting, or without runs."
+    own.free_for_tables(out, "comparison", "out")
     table, out = RunTable(*read_runs(runs, ignore or ())), Path(out)
-    _write(out/"comparison.md", comparison_table(table) + "\n")
-    table.frame.to_csv(out/"comparison.csv", index=False)
     about = [*table.settings, "seed", "path", "chosen_by", "validation", "epoch", *table.metrics]
-    table.runs[about].to_csv(out/"runs.csv", index=False)
+    own.write_whole(out/"runs.csv", table.runs[about].to_csv(index=False))
+    own.write_whole(out/"comparison.csv", table.frame.to_csv(index=False))
+    write_main(out/"comparison.md", comparison_table(table) + "\n")
     save_figure(table.plot(), out/"comparison.png")
     return table

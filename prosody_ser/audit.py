@@ -22,22 +22,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.ndimage import binary_opening
 from tqdm.auto import tqdm
 
 from . import callable_module, data
-from .audio import audio_path, decode_audio
-from prosody_ser.data import (
-    ManifestError,
-    Utterance,
-    emotion_names,
-    manifest_rows,
-    name_key,
-    path_key,
-    read_rows,
-)
+from .audio import MENDED, hear
+from .data import Utterance, emotion_names, manifest_rows, read_rows
+from .folder import write_new
+from .text import ManifestError, name_key, path_key
 from .tokenizer import WORD_FAULTS, frames_needed, look_alikes, repair_word, strip_punctuation
-
 
 # %% ../nbs/02b_audit.ipynb #c006
 @dataclass
@@ -73,9 +65,12 @@ def _rows_finding(entry, rows, total, **values):
 
 def _row_findings(rows, **values):
     "The findings of all entries that say which rows are at fault."
+    known = {None: rows}                                 # condition -> rows that are looked at
     for entry, texts in _ENTRIES.items():
-        if "wrong" in texts:
-            looked_at = rows.query(texts["of"], engine="python") if "of" in texts else rows
+        of = texts.get("of")
+        if of not in known:
+            known[of] = rows.query(of, engine="python")
+        if "wrong" in texts and len(looked_at := known[of]):
             wrong = looked_at.eval(texts["wrong"], engine="python").astype(bool)
             by_split = wrong.groupby(looked_at.split, sort=False).mean()
             shares = [", ".join(f"{s} {100 * share:.{digits}f} %" for s, share in by_split.items() if share)
@@ -92,7 +87,7 @@ def _place(u, segment=SEGMENT):
     if named and (first := int(named["start"]) / 1000) < (last := int(named["end"]) / 1000):
         return named["recording"], first + (u.start or 0), last if u.end is None else first + u.end
     if u.start is None and u.end is None: return None, np.nan, np.nan
-    return path_key(u.audio_filepath), u.start or 0., np.nan if u.end is None else u.end
+    return path_key(u.audio_filepath), float(u.start or 0), np.nan if u.end is None else u.end
 
 # %% ../nbs/02b_audit.ipynb #places
 def _group_pattern(name, pattern, groups, example):
@@ -150,32 +145,24 @@ def _label(u, classes):
 # %% ../nbs/02b_audit.ipynb #c033
 _NUMBERS = "seconds", "peak", "rms", "clipped"  # of full scale 1; rms without the mean; % of the samples
 
-def _clipped_share(audio):
-    "Share of the samples, audio (S,), in runs of three or more at the highest or lowest value."
-    rest = [binary_opening(audio == extreme, np.ones(3)) for extreme in (audio.max(), audio.min())]
-    return float(np.logical_or(*rest).mean())
-
-def _decode(u, folder):
-    "What decoding an utterance tells, its _NUMBERS and a digest of the samples, or the problem with it."
-    if not folder: return {}
-    try:
-        audio, rate = decode_audio(audio_path(u, folder), u.start, u.end)   # (S,)
-    except ManifestError as e:
-        return dict(problem=str(e))
+def _digest(audio, rate):
+    "A fingerprint of the samples (S,)."
     pcm = np.round(np.clip(audio, -1, 1) * 32767).astype(np.int16)          # equal in any lossless format
-    digest = blake2b(pcm.tobytes() + str(rate).encode()).hexdigest()
-    return dict(seconds=len(audio) / rate, peak=np.abs(audio).max(), rms=audio.std(),
-                clipped=100 * _clipped_share(audio), digest=digest)
+    return dict(digest=blake2b(pcm.tobytes() + str(rate).encode()).hexdigest())
 
-def _sound(utterances, audio_base_path, seconds):
-    "What is known of the sound, a data frame: the seconds where they are given, else what decoding tells."
+def _listen(u, folder):
+    "What decoding an utterance tells, as far as there is a folder."
+    return hear(u, folder, _digest) if folder else {}
+
+def _sound(utterances, audio_base_path, seconds, heard):
+    "What is known of the sound, a data frame: what is given, else what decoding tells."
     folders = [audio_base_path or u.audio_base_path for u in utterances]
-    found = [dict(seconds=t) for t in seconds or [np.nan] * len(utterances)]
-    if seconds is None and any(folders):
+    found = heard or [dict(seconds=t) for t in seconds or [np.nan] * len(utterances)]
+    if heard is None and seconds is None and any(folders):
         with ThreadPoolExecutor(4) as pool:
-            heard = pool.map(_decode, utterances, folders)
-            found = list(tqdm(heard, "listening", len(utterances), leave=False, delay=1))
-    known = pd.DataFrame(found, columns=[*_NUMBERS, "digest", "problem"])
+            found = pool.map(_listen, utterances, folders)
+            found = list(tqdm(found, "listening", len(utterances), leave=False, delay=1))
+    known = pd.DataFrame(found, columns=[*_NUMBERS, *MENDED, "digest", "problem"])
     return known.astype(dict.fromkeys(_NUMBERS, float))
 
 # %% ../nbs/02b_audit.ipynb #c019
@@ -228,7 +215,7 @@ def _rows(splits, classes, plain, pieces):
         unknown=rows.label.notna() & ~rows.label.isin(classes))
 
 def _survey(splits, audio_base_path=None, tokenizer=None, names=None, frame_rate=50, segment=SEGMENT,
-            seconds=None):
+            seconds=None, heard=None):
     "The corpus of some splits (name -> list of Utterance); see audit."
     utterances = [u for us in splits.values() for u in us]
     classes, problem = _classes(next(iter(splits.values())), names, utterances)
@@ -236,12 +223,16 @@ def _survey(splits, audio_base_path=None, tokenizer=None, names=None, frame_rate
     pieces = {w: tokenizer.encode(w) for w in plain} if tokenizer is not None else {}
     if seconds is not None:
         seconds = [t for s, us in splits.items() for t in seconds.get(s, [np.nan] * len(us))]
-    places, sound = _places(utterances, segment), _sound(utterances, audio_base_path, seconds)
+    if heard is not None:
+        heard = [x for s, us in splits.items() for x in heard.get(s, [{}] * len(us))]
+    places, sound = _places(utterances, segment), _sound(utterances, audio_base_path, seconds, heard)
     rows = pd.concat([_rows(splits, classes, plain, pieces), places, sound], axis=1)
+    named = rows.end - rows.begin
+    known = named[rows.problem.isna()]
     rows = rows.assign(
         training=rows.split == next(iter(splits)), folder=data.groups_of(utterances),
-        named=(named := rows.end - rows.begin), stop=rows.end.fillna(rows.begin),
-        seconds=(seconds := rows.seconds.fillna(named)), frames=np.floor(seconds * frame_rate),
+        named=named, stop=rows.end.fillna(rows.begin),
+        seconds=(seconds := rows.seconds.fillna(known)), frames=np.floor(seconds * frame_rate),
         level=20 * np.log10(rows.rms.clip(lower=1e-9)))
     for column in ("stretch", "plain", "digest"):
         rows = _with_first(rows, column, column)
@@ -477,12 +468,14 @@ def audit(
     frame_rate=50,        # frames a second of the backbone (the tiny one: 25)
     segment=SEGMENT,      # regular expression that reads recording, start and end from file names
     seconds=None,         # dict: name -> seconds of each row, decoded before; nothing is decoded then
+    heard=None,           # dict: name -> what hear_all told of each row, likewise
 ) -> Findings:
     "All findings, errors first. Without the sound, 6,000 rows take half a second."
     splits = [data.read_manifest(us) if isinstance(us, str | Path) else us for us in splits]
     splits = {s: us for s, us in _named_splits(splits).items() if us}
     if not splits: return Findings()
-    corpus = _survey(splits, audio_base_path, tokenizer, names, frame_rate, segment, seconds)
+    corpus = _survey(splits, audio_base_path, tokenizer, names, frame_rate, segment, seconds,
+                     heard)
     return Findings(filter(None, _check(corpus, frame_rate)))
 
 # %% ../nbs/02b_audit.ipynb #readsplits
@@ -560,8 +553,7 @@ def fix_manifest(
     lines = {f"{Path(manifest)}:{place}": line for place, line in manifest_rows(Path(manifest))}
     lines = [_fixed_line(line, fixed[source]) if source in fixed else line.replace(b"\n", b" ")
              for source, line in lines.items() if source in fixed or source in wrong]
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_bytes(b"\n".join(lines) + b"\n")
+    write_new(path, b"\n".join(lines) + b"\n")
     counts["speakers from names"] = sum(a.speaker != b.speaker for a, b in zip(rows, named, strict=True))
     counts["wrong rows left"] = len(wrong)
     return {name: n for name, n in counts.items() if n}
@@ -583,10 +575,11 @@ def plot_splits(
     audio_base_path=None, # folder of the audio, to decode lengths from
 ):
     "Lengths and class shares of the splits, side by side. Returns the figure."
-    import matplotlib.pyplot as plt  # here: an audit needs no plots
+    from prosody_ser.folder import new_figure  # here: an audit needs no plots
 
     corpus = _survey(splits, audio_base_path, names=names, segment=segment, seconds=seconds)
-    fig, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+    fig = new_figure(figsize=(8, 3))
+    left, right = fig.subplots(1, 2)
     seconds = [us.seconds.dropna() for _, us in corpus.rows.groupby("split", sort=False)]
     edges = np.geomspace(.1, 1.1 * max(30, corpus.rows.seconds.max()), 30)
     weights = [np.full(len(t), 100 / max(1, len(t))) for t in seconds]
@@ -601,7 +594,6 @@ def plot_splits(
     left.xaxis.set_major_formatter("{x:g}")
     handles, labels = left.get_legend_handles_labels()           # matplotlib names the last one first
     fig.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=9, frameon=False)
-    plt.close(fig)                        # a notebook that is given the figure would show it twice
     return fig
 
 # %% ../nbs/02b_audit.ipynb #callable

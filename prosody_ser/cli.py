@@ -11,7 +11,6 @@ __all__ = ['DEMO', 'COMMANDS', 'PAGE_PARAMETERS', 'quiet_libraries', 'train_and_
 import argparse
 import ast
 import io
-import json
 import os
 import sys
 import warnings
@@ -30,6 +29,7 @@ from prosody_ser.config import (
     DecodingSettings,
     EvaluateConfig,
     GatherConfig,
+    Settings,
     TrainConfig,
     default_of,
     is_required,
@@ -48,22 +48,6 @@ def quiet_libraries():
     from transformers.utils import logging
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-
-def _run_command(
-    job, # a function without arguments
-):       # its result
-    "Run a job; an error that the user can mend is printed as one message, exit code 1."
-    quiet_libraries()
-    try:
-        return job()
-    except Exception as e:
-        ours = type(e).__module__.startswith("prosody_ser.")            # ManifestError, ConfigError, ...
-        if not ours and not isinstance(e, OSError | ImportError): raise
-        sys.exit(f"error: {e}")
-    except KeyboardInterrupt:
-        print("\nstopped. What is finished stays: a study or a cross-validation goes on with the same "
-              "command, a training with --resume from its last checkpoint.", file=sys.stderr)
-        sys.exit(130)                                                  # as the shell says of Ctrl-C
 
 # %% ../nbs/12_cli.ipynb #14clic005
 DEMO = dict(
@@ -85,9 +69,9 @@ def _demo_config(
                        save_dir=str(folder), **(DEMO | more))
 
 @dataclass
-class _DemoConfig:
+class _DemoConfig(Settings):
     "Make a small speech corpus, train the tiny backbone on it, show the results: minutes, offline."
-    save_dir: str = setting("runs/demo", "folder of the run")
+    save_dir: str = setting("runs/demo", "folder of the run", path=True)
     num_epochs: int = setting(DEMO["num_epochs"], "epochs; fewer is quicker and worse")
     seed: int = setting(0, "of the corpus and the training")
 
@@ -103,9 +87,9 @@ def train_and_report(
 ) -> dict:  # test metrics; empty without a test set
     "Run the training or the study that the settings ask for, and say where the results are."
     from prosody_ser.ablation import run_ablation
-    from prosody_ser.evaluate import metrics_table
+    from prosody_ser.evaluate import metrics_table, selection_note
     from prosody_ser.selection import floor_warnings
-    from prosody_ser.train import run_training, selection_note
+    from prosody_ser.train import run_training
     metrics = run_ablation(config) if config.run_ablation_study else run_training(config)
     if metrics:
         print(f"\ntest set, {selection_note(config)}\n\n{metrics_table(metrics)}")
@@ -132,15 +116,18 @@ def _evaluate(config):
 
 # %% ../nbs/12_cli.ipynb #crossvalcmd
 @dataclass(kw_only=True)
-class _CrossvalConfig:
+class _CrossvalConfig(Settings):
     "Train and test once for each fold of speakers, and sum up."
-    manifests: list[str] | None = setting(None, "JSONL manifests with all rows of a corpus between them")
-    fold_dir: str | None = setting(None, "folder of folds: 0/train.jsonl, 0/val.jsonl, 0/test.jsonl, 1/...")
+    manifests: list[str] | None = setting(
+        None, "JSONL manifests with all rows of a corpus between them", path=True)
+    fold_dir: str | None = setting(
+        None, "folder of folds: 0/train.jsonl, 0/val.jsonl, 0/test.jsonl, 1/...", path=True)
     folds: int | None = setting(None, "folds to make; default: one for each speaker")
     seeds: int = setting(1, "runs of each fold, with seeds seed, seed + 1, ...")
     only: list[int] | None = setting(None, "run these folds now, such as one for each job of a cluster")
 
     def __post_init__(self):
+        super().__post_init__()
         if (self.manifests is None) == (self.fold_dir is None):
             raise ConfigError("give one of them: --manifests to make folds of, or --fold_dir with folds.")
         if self.folds and self.fold_dir:
@@ -172,10 +159,11 @@ def _crossval(configs):
 
 # %% ../nbs/12_cli.ipynb #comparecmd
 @dataclass
-class _CompareConfig:
+class _CompareConfig(Settings):
     "Is one model better than another? Differences of their scores on one test set, with intervals."
-    first: str = setting(MISSING, "predictions.jsonl, or the folder of a finished run", positional=True)
-    second: str = setting(MISSING, "the same, of another model", positional=True)
+    first: str = setting(MISSING, "predictions.jsonl, or the folder of a finished run", positional=True,
+                         path=True)
+    second: str = setting(MISSING, "the same, of another model", positional=True, path=True)
 
 def _compare(config):
     from prosody_ser.evaluate import compare_models
@@ -194,17 +182,21 @@ def _gather(config):
 @dataclass(kw_only=True)
 class _PredictConfig(DecodingSettings):
     "Print emotion, transcript and prominent words of audio files, one JSON object a line."
-    audio: list[str] = setting(MISSING, "audio files", positional=True)
-    checkpoint_path: str = setting(MISSING, "best_model folder, best_model.pt, or hub id")
+    audio: list[str] = setting(MISSING, "audio files", positional=True, path=True)
+    checkpoint_path: str = setting(MISSING, "best_model folder, best_model.pt, or hub id", path=True)
     device: str | None = setting(None, "cuda or cpu; default: a GPU if there is one", choices=["cuda", "cpu"])
-    plot_dir: str | None = setting(None, "also draw a timeline of each file into this folder")
+    plot_dir: str | None = setting(None, "also draw a timeline of each file into this folder", path=True)
 
 def _predict(config):
-    from prosody_ser.data import ManifestError
     from prosody_ser.decoding import decoder_options
+    from prosody_ser.evaluation import save_figure
+    from prosody_ser.folder import to_json
     from prosody_ser.inference import Predictor
     from prosody_ser.model import load_checkpoint
+    from prosody_ser.text import ManifestError
     model, failed = load_checkpoint(config.checkpoint_path), 0
+    if config.plot_dir:
+        Path(config.plot_dir).mkdir(parents=True, exist_ok=True)         # or tell at once
     decoder = decoder_options(config, model.processor.tokenizer)
     predictor = Predictor(model, config.device, config.decode_method, **decoder)
     for file in config.audio:
@@ -214,42 +206,46 @@ def _predict(config):
             print(f"error: {e}", file=sys.stderr)
             failed += 1
             continue
-        print(json.dumps(dict(audio_filepath=file) | found, ensure_ascii=False), flush=True)
+        print(to_json(dict(audio_filepath=file) | found, ensure_ascii=False), flush=True)
         if config.plot_dir:
-            found.plot().savefig(_picture_path(config.plot_dir, file, config.audio), dpi=120)
+            save_figure(found.plot(), _picture_path(config.plot_dir, file, config.audio), 120)
     if failed:
         sys.exit(f"{failed} of {len(config.audio)} files could not be used")
 
 def _picture_path(folder, file, files):
     "Where a file's picture goes: under its own name, with its folders where two files share one."
-    Path(folder).mkdir(parents=True, exist_ok=True)
     alone = sum(Path(f).stem == Path(file).stem for f in files) == 1
     name = Path(file).stem if alone else "-".join(p for p in Path(file).parts if p not in ("/", "."))
     return Path(folder)/f"{name}.png"
 
 # %% ../nbs/12_cli.ipynb #auditcmd
 @dataclass(kw_only=True)
-class _AuditConfig:
+class _AuditConfig(Settings):
     "Look for what is wrong with a corpus before training: where, why it matters, the cure."
-    manifests: list[str] = setting(MISSING, "JSONL manifests, the training one first", positional=True)
-    audio_base_path: str | None = setting(None, "folder of the audio; without it the sound is not checked")
+    manifests: list[str] = setting(
+        MISSING, "JSONL manifests, the training one first", positional=True, path=True)
+    audio_base_path: str | None = setting(
+        None, "folder of the audio; without it the sound is not checked", path=True)
     emotion_names: list[str] | None = setting(None, "names of the emotion indices, or one of: akan, emodb")
-    tokenizer_path: str | None = setting(None, "SentencePiece .model file, for CTC and rare letters")
+    tokenizer_path: str | None = setting(
+        None, "SentencePiece .model file, for CTC and rare letters", path=True)
     frame_rate: float = setting(50.0, "frames a second of the backbone; tiny has 25")
     segment: str | None = setting(
         None, "regular expression with the groups recording, start and end (ms) that reads file names")
     speaker: str | None = setting(
         None, "regular expression with the group speaker that reads file names; --fix writes speakers down")
-    fix: str | None = setting(None, "write safe fixes to this .jsonl file, or folder for several")
-    plot: str | None = setting(None, "PNG: durations and shares of the emotions of the splits")
+    fix: str | None = setting(None, "write safe fixes to this .jsonl file, or folder for several", path=True)
+    plot: str | None = setting(None, "PNG: durations and shares of the emotions of the splits", path=True)
     json: bool = setting(False, "print the findings as JSON")
     strict: bool = setting(False, "exit with 1 on warnings too")
 
     def __post_init__(self):
+        super().__post_init__()
         if len(set(self.manifests)) < len(self.manifests):
             raise ConfigError("one manifest is named twice; give each split once.")
-        if self.fix and len(self.manifests) > 1 and self.fix.endswith(".jsonl"):
-            raise ConfigError("--fix: several manifests need a folder to go to, not one file.")
+        names = {Path(m).name.casefold() for m in self.manifests}
+        if self.fix and (len(names) > 1 and self.fix.endswith(".jsonl") or len(names) < len(self.manifests)):
+            raise ConfigError("--fix: several manifests need a folder to go to, and names that differ.")
 
 def _audit(config):
     from prosody_ser.audit import SEGMENT, audit_manifests, exit_code, report, to_json
@@ -281,24 +277,24 @@ def _fix_manifests(config, splits, aside):
     for manifest in config.manifests:
         out = Path(config.fix) if config.fix.endswith(".jsonl") else Path(config.fix)/Path(manifest).name
         counts = fix_manifest(manifest, out, rows, config.speaker)
-        told = ", ".join(f"{n} {what}" for what, n in counts.items()) or "nothing to fix"
-        print(f"{out}: {told}", file=aside)
+        print(f"{out}: {', '.join(f'{n} {k}' for k, n in counts.items()) or 'nothing to fix'}", file=aside)
 
 def _plot_splits(config, splits, segment):
     "Durations and emotions of the splits as a PNG."
     from prosody_ser.audit import plot_splits
+    from prosody_ser.evaluation import save_figure
     fig = plot_splits(splits, config.emotion_names, segment=segment, audio_base_path=config.audio_base_path)
-    fig.savefig(config.plot, dpi=150)
+    save_figure(fig, config.plot)
 
 # %% ../nbs/12_cli.ipynb #preparecmd
 @dataclass
-class _PrepareConfig:
+class _PrepareConfig(Settings):
     "Write manifests, speaker-disjoint splits and folds of a public corpus."
     corpus: str = setting(MISSING, "which corpus it is", positional=True,
                           choices=["emodb", "iemocap", "ravdess", "cremad"])
     source: str = setting(MISSING, "folder that it was unpacked to: --audio_base_path of the manifests",
-                          positional=True)
-    out: str = setting(MISSING, "folder for the manifests", positional=True)
+                          positional=True, path=True)
+    out: str = setting(MISSING, "folder for the manifests", positional=True, path=True)
     folds: int | None = setting(
         None, "number of folds; default: 5 for ravdess and cremad, for the others one for each speaker")
     seed: int = setting(0, "of the split, and of the order in which speakers are dealt to folds")
@@ -308,10 +304,11 @@ def _prepare(config):
     prepare(**vars(config))
 
 @dataclass
-class _TokenizerConfig:
+class _TokenizerConfig(Settings):
     "Train a SentencePiece tokenizer with a CTC blank on transcripts."
-    text: str = setting(MISSING, "training manifest, or text file of a sentence a line", positional=True)
-    tokenizer_path: str = setting(MISSING, ".model file to write")
+    text: str = setting(
+        MISSING, "training manifest, or text file of a sentence a line", positional=True, path=True)
+    tokenizer_path: str = setting(MISSING, ".model file to write", path=True)
     vocab_size: int = setting(4000, "pieces wanted")
     model_type: str = setting("bpe", "kind of pieces", choices=["bpe", "unigram", "char"])
     character_coverage: float | None = setting(
@@ -327,11 +324,11 @@ def _tokenizer(config):
 
 # %% ../nbs/12_cli.ipynb #lmcmd
 @dataclass
-class _LMConfig:
+class _LMConfig(Settings):
     "Train a word n-gram language model for beam search on transcripts."
     text: list[str] = setting(MISSING, "training manifests or text files; never those of the test",
-                              positional=True)
-    lm_path: str = setting(MISSING, "ARPA file to write")
+                              positional=True, path=True)
+    lm_path: str = setting(MISSING, "ARPA file to write", path=True)
     order: int = setting(3, "words of the longest n-grams")
 
 def _lm(config):
@@ -341,10 +338,11 @@ def _lm(config):
     print(f"{config.lm_path}: " + ", ".join(f"{n} {k}-grams" for k, n in enumerate(sizes, 1)))
 
 @dataclass
-class _MemoryConfig:
+class _MemoryConfig(Settings):
     "Estimate the memory of a training step: all weights, LoRA, heads only."
     backbone: str = setting("whisper", "family of the shared encoder", choices=list(BACKBONES))
-    backbone_path: str | None = setting(None, "hub id or folder; default: the family's usual sizes")
+    backbone_path: str | None = setting(
+        None, "hub id or folder; default: the family's usual sizes", path=True)
     batch_size: int = setting(8, "utterances in a batch")
     seconds: float = setting(10.0, "length of the longest utterance in the batch")
     vocab_size: int = setting(4000, "pieces of the tokenizer")
@@ -406,7 +404,9 @@ def main(
         config = _parse_crossval(argv[1:], about)
     else:
         config = parse_args(command.settings, argv[1:], f"prosody-ser {name}", **about)
-    _run_command(lambda: command.run(config))
+    os.environ["MPLBACKEND"] = "Agg"        # what a notebook's shell has left there may not exist here
+    from prosody_ser.folder import run_command
+    run_command(lambda: (quiet_libraries(), command.run(config)))
 
 # %% ../nbs/12_cli.ipynb #16pagesc006
 # Of every page, beside its settings: name -> type, default, help.

@@ -5,13 +5,16 @@
 # %% auto #0
 __all__ = ['TASKS', 'BACKBONES', 'FRAME_RATE', 'TINY_FRAME_RATE', 'POOLINGS', 'CTC_REDUCTIONS', 'CTC_DEFAULTS', 'TRACKERS',
            'DECODING_SETTINGS', 'LOGGING_SETTINGS', 'EXECUTION_SETTINGS', 'PATH_SETTINGS', 'ConfigError',
-           'TrainingError', 'setting', 'is_required', 'default_of', 'non_defaults', 'DecodingSettings', 'TrainConfig',
-           'unused_settings', 'EvaluateConfig', 'GatherConfig']
+           'TrainingError', 'setting', 'expand_path', 'Settings', 'is_required', 'default_of', 'non_defaults',
+           'DecodingSettings', 'TrainConfig', 'unused_settings', 'EvaluateConfig', 'GatherConfig']
 
 # %% ../nbs/01_config.ipynb #imports
 import math
+import os
+import re
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, fields
+from types import UnionType
 
 # %% ../nbs/01_config.ipynb #choices
 TASKS = "ser", "asr", "prosody"        # emotion, transcript, prominence
@@ -56,7 +59,7 @@ class TrainingError(RuntimeError):
 def setting(
     default, # value when nothing is said; MISSING: it must be given
     help,    # one line
-    **more,  # choices: a list of the values that are allowed
+    **more,  # choices: a list of the values that are allowed; path=True: a file, a folder, or a list of them
 ):
     "A field of a configuration. A list is copied, so that configurations share none."
     metadata = dict(help=help, **more)
@@ -78,6 +81,36 @@ def _check_settings(
         if isinstance(value, int | float) and not low <= value <= high:
             most = f" to {high}" if f.name in _MAXIMUM else ""
             raise ConfigError(f"--{f.name} {value} is out of range; give a value from {low}{most}.")
+
+# %% ../nbs/01_config.ipynb #path2
+def expand_path(
+    path, # text, or a Path
+) -> str:
+    "The path with ~ and $NAME filled in. Raises ConfigError for a name that stands for nothing."
+    path = os.fspath(path)
+    if os.path.exists(path) and not path.startswith("~"): return path        # a $ may be part of its name
+    full = os.path.expandvars(os.path.expanduser(path))
+    unknown = re.findall(r"\$\w+|\$\{\w+\}", full) or re.findall("^~[^/]*", full)
+    if unknown:
+        raise ConfigError(f"{path}: {unknown[0]} stands for nothing here. Set that variable, or write the "
+                          "path out.")
+    return full
+
+class Settings:
+    "What all configurations have: values are looked at, and paths are as they were meant."
+    def __post_init__(self):
+        for f in fields(self):
+            setattr(self, f.name, _as_meant(f, getattr(self, f.name)))
+        _check_settings(self)
+
+def _as_meant(f, value):
+    "A value with its paths filled in; the text None is None where there may be none."
+    is_path, is_none = f.metadata.get("path"), isinstance(value, str) and value.lower() in ("none", "null")
+    if is_none and isinstance(f.type, UnionType): return None
+    if is_path and (is_none or value == "None"):
+        raise ConfigError(f"--{f.name} {value}: that is no path, but the text of a value that was not set.")
+    if not is_path or not value: return value
+    return [*map(expand_path, value)] if isinstance(value, list) else expand_path(value)
 
 # %% ../nbs/01_config.ipynb #asked
 def is_required(
@@ -101,19 +134,20 @@ def non_defaults(
 
 # %% ../nbs/01_config.ipynb #decoding
 @dataclass(kw_only=True)
-class DecodingSettings:
+class DecodingSettings(Settings):
     "How transcripts are read from CTC."
     decode_method: str = setting("beam", "how transcripts are read from CTC", choices=["beam", "greedy"])
     beam_width: int = setting(10, "beam search: prefixes that are kept")
     top_k: int = setting(20, "beam search: tokens of a frame that may extend a prefix")
     blank_skip: float | None = setting(
         None, "beam: frames with more blank than this (such as 0.99) count as one")
-    lm_path: str | None = setting(None, "beam search: ARPA file of a word n-gram model, from prosody-ser lm")
+    lm_path: str | None = setting(
+        None, "beam search: ARPA file of a word n-gram model, from prosody-ser lm", path=True)
     lm_weight: float = setting(0.6, "weight of the language model's log-probabilities")
     word_score: float = setting(1.0, "added for each word of the language model; above 0: more words")
 
     def __post_init__(self):
-        _check_settings(self)
+        super().__post_init__()
         _check_decoding(self)
 
 DECODING_SETTINGS = tuple(f.name for f in fields(DecodingSettings))
@@ -132,12 +166,13 @@ def _check_decoding(config):
 @dataclass
 class _DataSettings:
     "What is read."
-    audio_base_path: str = setting(MISSING, "folder that audio_filepath is relative to")
-    train_jsonl: str = setting(MISSING, "manifest to train on")
-    val_jsonl: str = setting(MISSING, "manifest that the epoch is chosen on")
-    test_jsonl: str | None = setting(None, "manifest to score the best model on, once; default: no test")
+    audio_base_path: str = setting(MISSING, "folder that audio_filepath is relative to", path=True)
+    train_jsonl: str = setting(MISSING, "manifest to train on", path=True)
+    val_jsonl: str = setting(MISSING, "manifest that the epoch is chosen on", path=True)
+    test_jsonl: str | None = setting(
+        None, "manifest to score the best model on, once; default: no test", path=True)
     tokenizer_path: str | None = setting(
-        None, "SentencePiece .model, trained if missing; default: save_dir/tok.model")
+        None, "SentencePiece .model, trained if missing; default: save_dir/tok.model", path=True)
 
 @dataclass(kw_only=True)
 class _CorpusSettings:
@@ -156,13 +191,14 @@ class _CorpusSettings:
 class _ModelSettings:
     "The backbone and its heads."
     backbone: str = setting("whisper", "family of the encoder", choices=list(BACKBONES))
-    backbone_path: str | None = setting(None, "hub id or folder of its weights; default: the usual ones")
+    backbone_path: str | None = setting(
+        None, "hub id or folder of its weights; default: the usual ones", path=True)
     freeze_backbone: bool = setting(False, "train the heads only")
     freeze_epochs: int = setting(0, "epochs in which the heads learn alone first (Kumar et al. 2022)")
     lora_rank: int = setting(
         0, "rank of adapters trained instead of the backbone; try --backbone_lr 1e-4; 0: off")
     feature_cache: str | None = setting(
-        None, "folder for a frozen backbone's features, made once, without SpecAugment")
+        None, "folder for a frozen backbone's features, made once, without SpecAugment", path=True)
     whisper_tail_seconds: float = setting(0.0, "silence that Whisper hears at the end; 30: its own padding")
     max_seconds: float = setting(30.0, "longer utterances are heard in such chunks; Whisper: at most 30")
     layer_mix: bool = setting(True, "each head learns which layers to read; off: the last one")
@@ -243,7 +279,7 @@ class _BatchSettings:
 @dataclass(kw_only=True)
 class _RunSettings:
     "Which model is kept, what is written and when."
-    save_dir: str = setting("checkpoints", "folder of the run: models, history, plots, results")
+    save_dir: str = setting("checkpoints", "folder of the run: models, history, plots, results", path=True)
     select_by: str | None = setting(
         None, "chooses the epoch; default: skill, all heads from floor (0) to perfect (1)",
         choices=_SELECTION_METRICS)
@@ -315,6 +351,8 @@ class TrainConfig(
 # %% ../nbs/01_config.ipynb #contradictions
 def _contradictions(c) -> Iterator[str]:
     "Messages for settings that cannot be meant together."
+    if not c.save_dir:
+        yield "--save_dir is empty, which would be the folder that you are in. Name a folder for the run."
     if c.select_by and (task := c.select_by.split("/")[0]) not in ["skill", *c.tasks]:
         yield f"--select_by {c.select_by} needs the {task} head. Switch it on, or choose another metric."
     if not any(c.alphas[t] for t in c.tasks):
@@ -415,22 +453,24 @@ PATH_SETTINGS = {"audio_base_path", "train_jsonl", "val_jsonl", "test_jsonl", "t
 @dataclass(kw_only=True)
 class EvaluateConfig(DecodingSettings):
     "Settings of an evaluation."
-    checkpoint_path: str = setting(MISSING, "best_model folder, best_model.pt, or hub id")
-    audio_base_path: str = setting(MISSING, "folder that audio_filepath is relative to")
-    test_jsonl: str = setting(MISSING, "manifest to score")
+    checkpoint_path: str = setting(MISSING, "best_model folder, best_model.pt, or hub id", path=True)
+    audio_base_path: str = setting(MISSING, "folder that audio_filepath is relative to", path=True)
+    test_jsonl: str = setting(MISSING, "manifest to score", path=True)
     tokenizer_path: str | None = setting(
-        None, "checked against the checkpoint's tokenizer; default: that one")
+        None, "checked against the checkpoint's tokenizer; default: that one", path=True)
     batch_size: int = setting(8, "utterances at a time")
-    output_dir: str = setting("eval_results", "folder of the report")
+    output_dir: str = setting("eval_results", "folder of the report", path=True)
     use_amp: bool = setting(True, "16-bit arithmetic where the GPU has it")
     device: str = setting("cuda", "where to run; without a GPU: cpu", choices=["cuda", "cpu"])
     num_workers: int = setting(0, "processes that load audio; 0: this one")
 
 # %% ../nbs/01_config.ipynb #gatherconfig
 @dataclass
-class GatherConfig:
+class GatherConfig(Settings):
     "Settings of a comparison of runs."
     runs: list[str] | None = setting(
-        None, "run folders, folders of them, patterns in quotes, executed train.ipynb", positional=True)
-    out: str = setting("runs/comparison", "folder for the tables (Markdown, CSV) and the figure (PNG)")
+        None, "run folders, folders of them, patterns in quotes, executed train.ipynb", positional=True,
+        path=True)
+    out: str = setting(
+        "runs/comparison", "folder for the tables (Markdown, CSV) and the figure (PNG)", path=True)
     ignore: list[str] | None = setting(None, "settings that are not compared, such as audio_base_path")

@@ -30,7 +30,6 @@ from tqdm.auto import tqdm
 
 from prosody_ser.data import (
     Manifest,
-    ManifestError,
     Utterance,
     describe,
     emotion_names,
@@ -41,6 +40,7 @@ from prosody_ser.data import (
 )
 
 from .audio import SAMPLING_RATE
+from .text import ManifestError
 
 # %% ../nbs/00b_corpus.ipynb #c008
 # of a language: eSpeak's voice; the word between two objects; who may act; verb -> (its objects, its adverbs)

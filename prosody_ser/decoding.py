@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from .backbones import frame_mask
 from .config import DecodingSettings
 from .ctc import _widen
-from .data import clean
+from .text import clean
 from .tokenizer import _SPECIAL_TOKENS, UNKNOWN_REFUSED, word_coverage
 
 # %% ../nbs/05b_decoding.ipynb #c054

@@ -18,14 +18,13 @@ from html import escape
 from pathlib import Path
 
 import numpy as np
-import soxr
 import torch
 from tqdm.auto import tqdm
 
 from prosody_ser.audio import (
-    MIN_SECONDS,
     SAMPLING_RATE,
     audio_path,
+    given_samples,
     load_audio,
     load_utterance,
     plot_utterance,
@@ -35,8 +34,10 @@ from .alignment import MIN_ALIGNMENT_SCORE, alignment_scores
 from .batches import batches_by_length
 from .data import Utterance, groups_of
 from .decoding import DECODERS, blank_stats
+from .files import find_audio
+from .folder import leave_interrupts_to_main, new_figure, one_writer
 from .heads import normalise_layers
-from .model import Collator, load_checkpoint
+from .model import Collator, check_can_spell, load_checkpoint
 from .tokenizer import frames_needed
 
 # %% ../nbs/06b_inference.ipynb #n005
@@ -71,9 +72,8 @@ class Prediction(dict):
 
     def plot(self):
         "A timeline of words, the prominent ones in colour, beside the emotions. Returns the figure."
-        import matplotlib.pyplot as plt  # here: predicting needs no plots
-
-        fig, (left, right) = plt.subplots(1, 2, figsize=(10, 2.4), width_ratios=[3, 1], layout="constrained")
+        fig = new_figure(figsize=(10, 2.4))
+        left, right = fig.subplots(1, 2, width_ratios=[3, 1])
         words, chances = self.words or [], self.probabilities or {}
         marks, times = [int(w.get("prominent", 0)) for w in words], [(w["start"], w["end"]) for w in words]
         shown = Utterance("", [w["word"] for w in words], marks, self.emotion, word_times=times)
@@ -82,7 +82,6 @@ class Prediction(dict):
         right.barh(list(chances), list(chances.values()), color="tab:blue")
         right.set(xlim=(0, 1), xlabel="probability")
         right.invert_yaxis()
-        plt.close(fig)                       # a notebook that is given the figure would show it twice
         return fig
 
     def _repr_html_(self):
@@ -106,18 +105,17 @@ def pick_device(
     return "cpu"
 
 def _load_samples(audio, rate):
-    "Mono float32 samples at 16 kHz, of a file, an `Utterance`, or samples at `rate`."
-    if isinstance(audio, Utterance): return load_utterance(audio)
-    if isinstance(audio, str | Path): return load_audio(audio)
-    audio = np.asarray(audio)
-    if audio.dtype.kind not in "iuf":
-        raise ValueError("audio must be one file, one Utterance, or samples (S,) of numbers.")
-    largest = np.iinfo(audio.dtype).max if audio.dtype.kind in "iu" else 1          # PCM samples to [-1, 1]
-    audio = (audio / largest).astype(np.float32)
-    if audio.ndim != 1 or len(audio) < MIN_SECONDS * rate or not np.isfinite(audio).all():
-        raise ValueError(f"audio must be one channel of finite samples, at least {MIN_SECONDS} s, shape "
-                         f"(S,); got shape {audio.shape}. Average the channels, or give a file.")
-    return audio if rate == SAMPLING_RATE else soxr.resample(audio, rate, SAMPLING_RATE).astype(np.float32)
+    """Mono float32 samples at 16 kHz, of a file, an `Utterance`, or samples at `rate`.
+    Warns of what was mended, and of silence."""
+    if isinstance(audio, Utterance):
+        samples, name = load_utterance(audio, tell=True), audio.source or audio.audio_filepath
+    elif isinstance(audio, str | Path):
+        samples, name = load_audio(audio), audio
+    else:
+        samples, name = given_samples(audio, rate), "audio"
+    if samples.std() < .001:
+        warnings.warn(f"{name}: silent; what is predicted of it says nothing.", stacklevel=3)
+    return samples
 
 # %% ../nbs/06b_inference.ipynb #n008b
 def _score(model, placed, hidden, lengths, *transcript):  # (1, T, H), (1,), then (1, L) thrice and (1, L, 2)
@@ -183,6 +181,7 @@ class Predictor(_Steps):
                  **options):      # of the decoder, from decoder_options
         self.device = pick_device(device) if device else "cuda" if torch.cuda.is_available() else "cpu"
         model = load_checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
+        check_can_spell(model)
         self.model, self.decode, self.options = model.to(self.device).eval(), decode, options
 
     @torch.no_grad()
@@ -291,7 +290,8 @@ def _batches(dataset, seconds, batch_size, collator, num_workers, title):
     "Batches of neighbours in length, each with its places in the dataset."
     places = list(batches_by_length(seconds, batch_size))
     loader = torch.utils.data.DataLoader(dataset, batch_sampler=places, collate_fn=collator,
-                                         num_workers=min(num_workers, os.cpu_count()))
+                                         num_workers=min(num_workers, os.cpu_count()),
+                                         worker_init_fn=leave_interrupts_to_main)
     return zip(places, tqdm(loader, desc=title, leave=False), strict=True)
 
 @torch.no_grad()
@@ -316,6 +316,7 @@ def predict(
     **options,    # of the decoder, from decoder_options
 ) -> list[dict]:  # one record an utterance, in the dataset's order
     "Predict a dataset."
+    check_can_spell(model)
     records, how = {}, (dataset.names, model.processor.tokenizer, model.config.emotion_temperature)
     for places, out in _outputs(model, dataset, batch_size, device, amp, num_workers, "predicting"):
         kept = {k: v.cpu() for k, v in decode_batch(model, out, decode, **options).items()}
@@ -352,7 +353,7 @@ def _backbone_key(model):
 def _audio_keys(dataset):
     "A name for the audio of each utterance."
     for u in dataset.utterances:
-        path = audio_path(u, dataset.audio_base_path).resolve()
+        path = Path(find_audio(audio_path(u, dataset.audio_base_path))).resolve()
         file = path.stat()
         yield f"{path}|{file.st_size}|{file.st_mtime_ns}|{u.start}|{u.end}"
 
@@ -360,14 +361,17 @@ def _at_speed(key, speed):
     "The name of the same audio, faster or slower."
     return key if speed == 1 else f"{key}|{speed:g}"
 
-def _read_index(folder):
-    "Key -> file, offset in bytes, frames: of all jobs that have written into a folder."
+def _read_index(folder, frame):
+    "Key -> file, offset in bytes, frames (of so many bytes): of all jobs that have written into a folder."
     index = {}
     for file in folder.glob("*.jsonl"):
-        for line in file.read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError):                                        # a job was killed within a line
+        states = file.with_suffix(".bin")
+        size = states.stat().st_size if states.is_file() else 0
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError, TypeError):                             # a job was killed within a line
                 key, offset, frames = json.loads(line)
-                index[key] = file.with_suffix(".bin"), offset, frames
+                if offset + frames * frame <= size:                           # or the machine lost its power
+                    index[key] = states, offset, frames
     return index
 
 def cache_folder(
@@ -385,8 +389,11 @@ class FeatureCache:
                  model): # ProsodySER
         self.folder, self.width = Path(folder), model.backbone.hidden_size
         self.states = model.backbone.n_states if model.config.layer_mix else 1
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.index = _read_index(self.folder)
+        self.read()
+
+    def read(self):
+        "Look for what all jobs have written into the folder."
+        self.index = _read_index(self.folder, 2 * self.states * self.width)            # float16
 
     def __call__(self, key):  # -> float16 (T, states, H)
         file, offset, frames = self.index[key]
@@ -396,9 +403,12 @@ class FeatureCache:
         "Compute what is missing of a dataset at some speeds, or one process's share of that."
         keys = list(enumerate(_audio_keys(dataset)))
         wanted = {_at_speed(key, speed): (i, speed) for speed in speeds for i, key in keys}
-        share = list(wanted.items())[rank::world]                            # dealt first: indexes may differ
-        missing = {key: job for key, job in share if key not in self.index}
-        if missing:
+        share = dict(list(wanted.items())[rank::world])                      # dealt first: indexes may differ
+        if share.keys() <= self.index.keys(): return
+        with one_writer(self.folder, "feature_cache", wait=True):
+            self.read()                                                      # another job may have been here
+            missing = {key: job for key, job in share.items() if key not in self.index}
+            if not missing: return
             jobs = torch.utils.data.Subset(dataset, list(missing.values()))
             seconds = [dataset.seconds[i] / s for i, s in jobs.indices]
             batches = _batches(jobs, seconds, batch_size, Collator(), num_workers, "computing features")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ProsodySERConfig', 'ProsodySERProcessor', 'Collator', 'ProsodySEROutput', 'ProsodySER', 'create_model',
-           'CheckpointError', 'save_pt', 'load_checkpoint', 'check_tokenizer', 'add_lora', 'merged_state',
-           'memory_estimate', 'memory_table']
+           'CheckpointError', 'save_pt', 'load_checkpoint', 'check_can_spell', 'check_tokenizer', 'add_lora',
+           'merged_state', 'memory_estimate', 'memory_table']
 
 # %% ../nbs/06_model.ipynb #imports
 import json
@@ -22,9 +22,17 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput, cached_file
 
+from prosody_ser.config import (
+    CTC_DEFAULTS,
+    FRAME_RATE,
+    TASKS,
+    TINY_FRAME_RATE,
+    ConfigError,
+    expand_path,
+)
+
 from . import alignment, decoding
 from .backbones import ENCODERS, Backbone, build_encoder, encoder_config, load_encoder
-from .config import CTC_DEFAULTS, FRAME_RATE, TASKS, TINY_FRAME_RATE, ConfigError
 from .ctc import global_mean, regularised_ctc, world_size
 from .heads import CTCHead, ProsodyHead, SERHead, emotion_losses, normalise_layers
 from .tokenizer import SentencePieceTokenizer, TokenizerError
@@ -385,14 +393,16 @@ _GIVE_ONE = "Give a best_model folder, or a best_model.pt written by this packag
 
 def save_pt(
     model, # ProsodySER
-    path,  # file to write
+    path,  # file to write, in one step
 ):
     "Write weights, configuration and tokenizer to one file, for `torch.load(weights_only=True)`."
     saved = dict(config=model.config.to_json_string(), state_dict=model.state_dict(), tokenizer=None)
     if tokenizer := model.processor and model.processor.tokenizer:
         proto = bytearray(tokenizer.sp.serialized_model_proto())
         saved["tokenizer"] = torch.frombuffer(proto, dtype=torch.uint8)
-    torch.save(saved, path)
+    new = Path(f"{path}.new")
+    torch.save(saved, new)
+    new.replace(path)
 
 def _load_pt(path):
     "The model of a file made by `save_pt`."
@@ -435,8 +445,22 @@ def load_checkpoint(
     path,  # a folder made by save_pretrained, a hub id, or a best_model.pt
 ) -> ProsodySER: # in evaluation mode, its processor set
     "Load a trained model with its tokenizer. Raises `CheckpointError`."
+    path = expand_path(path)
+    if not Path(path).exists() and Path(f"{path}.old").is_dir():        # killed while a better one came
+        path = f"{path}.old"
     model, model.processor = _load_pt(path) if Path(path).is_file() else _load_folder(path)
     return model.eval()
+
+# %% ../nbs/06_model.ipynb #n042b
+def check_can_spell(
+    model, # ProsodySER with its processor
+):
+    "Raise `CheckpointError` for a transcript head without a tokenizer, whose pieces it could not spell."
+    if model.asr is None or model.processor.tokenizer: return
+    name = ProsodySERProcessor.tokenizer_file
+    raise CheckpointError(f"{model.name_or_path}: there is no {name}, which the transcript head needs. Copy "
+                          f"it there: it is the tok.model of the run, and the {name} of its checkpoints. "
+                          "prosody-ser evaluate also takes it by --tokenizer_path.")
 
 def check_tokenizer(
     model,     # ProsodySER

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import sentencepiece as spm
 
-from .data import ManifestError, clean, read_sentences
+from .data import read_sentences
+from .text import ManifestError, clean
 
 # %% ../nbs/02_tokenizer.ipynb #letters3
 _STAND_INS = {"ꜫ": "ɛ", "Ꜫ": "Ɛ", "ε": "ɛ", "ↄ": "ɔ", "Ↄ": "Ɔ", "ͻ": "ɔ", "’": "'", "‘": "'", "ʼ": "'"}

@@ -20,10 +20,12 @@ from transformers import integrations
 
 from .audio import SAMPLING_RATE, load_audio, plot_utterance
 from .config import ConfigError, non_defaults
-from .data import ManifestError, Utterance
+from .data import Utterance
 from .evaluate import CLIP_SECONDS, markdown_table
-from .evaluation import ctc_advice, plot_confusion, read_predictions, save_figure, with_emotion
+from .evaluation import ctc_advice, read_predictions, save_confusion, save_figure, with_emotion
+from .folder import new_figure, write_json
 from .model import Collator
+from .text import ManifestError
 
 # %% ../nbs/08b_tracking.ipynb #c006
 def check_trackers(
@@ -71,7 +73,10 @@ def _open_wandb(config):
         raise ConfigError(f"--use_wandb: {e} Run `wandb login` first, or set WANDB_MODE=offline and "
                           "`wandb sync` the run later.") from None
     kept = dict(id=run.id, project=run.project, name=run.name, group=run.group)
-    path.write_text(json.dumps(kept) + "\n", encoding="utf-8")
+    if old and os.environ.get("WANDB_MODE") == "offline":
+        print(f"W&B: the run {run.id} now has several offline parts; upload them in their order, each after "
+              f"the first with: wandb sync --append wandb/offline-run-*-{run.id}")
+    write_json(path, kept)
 
 def _open_trackio(config, resume):
     "Begin a Trackio run with our settings."
@@ -160,8 +165,7 @@ def _word_seconds(model, dataset, row):
 # %% ../nbs/08b_tracking.ipynb #c016b
 def _plot_timeline(record, audio, seconds):
     "Draw words over the waveform, coloured by prominence; annotated prominent words are bold."
-    import matplotlib.pyplot as plt
-    ax = plt.subplots(figsize=(9, 2.2), layout="constrained")[1]
+    ax = new_figure(figsize=(9, 2.2)).subplots()
     predicted = f", predicted {record['predicted_emotion']}" if "predicted_emotion" in record else ""
     utterance = Utterance(record["audio_filepath"], record["words"], record.get("prosody_annotations"),
                           (record["emotion"] or "no label") + predicted)
@@ -203,9 +207,9 @@ def _table_row(record):
 def _load_clip(record, config):
     "The first seconds (S,) of an utterance; None where they are not to be sent, or cannot be read."
     if not config.track_audio: return None
-    path, start = Path(config.audio_base_path)/record["audio_filepath"], record.get("start") or 0
+    path = Path(config.audio_base_path)/record["audio_filepath"]
     try:
-        return load_audio(path, start, min(start + CLIP_SECONDS, record.get("end") or float("inf")))
+        return load_audio(path, record.get("start"), record.get("end"), most=CLIP_SECONDS)
     except ManifestError:
         return None
 
@@ -273,8 +277,7 @@ def _draw_validation_confusion(folder, records):
     "Draw the confusion matrix of validation: name -> PNG file; empty where no row has an emotion."
     if not with_emotion(records): return {}
     file = Path(folder)/"validation_confusion.png"
-    ax = plot_confusion(records, sorted({n for r in records for n in r.get("probabilities", [])}))
-    save_figure(ax.figure, file)
+    save_confusion(records, sorted({n for r in records for n in r.get("probabilities", [])}), file)
     return {"validation/confusion_matrix": file}
 
 def send_validation(

@@ -30,9 +30,10 @@ from .audio import SAMPLING_RATE
 from .config import TASKS, ConfigError, TrainingError
 from .ctc import world_size
 from .evaluation import ctc_advice, score, write_predictions
+from .folder import check_in, leave_interrupts_to_main, numbers_only, swap_folder, write_json
 from .inference import decode_batch, half_precision, to_records
 from .model import Collator, merged_state
-from .run import Run, history_from_log, log_main, log_once, swap_folder, write_history
+from .run import Run, history_from_log, log_main, log_once, write_history
 from .selection import choose, out_of_patience, skill, standard_error
 from .tracking import run_name, tracker_callbacks
 
@@ -45,7 +46,8 @@ class _DurationBatches:
         loader = torch.utils.data.DataLoader(
             dataset, batch_sampler=batches, collate_fn=self.data_collator,
             num_workers=a.dataloader_num_workers, persistent_workers=a.dataloader_persistent_workers,
-            pin_memory=a.dataloader_pin_memory, prefetch_factor=a.dataloader_prefetch_factor)
+            pin_memory=a.dataloader_pin_memory, prefetch_factor=a.dataloader_prefetch_factor,
+            worker_init_fn=leave_interrupts_to_main)
         return prepare_data_loader(loader, a.device, num_processes=1, process_index=0, put_on_device=True)
 
     def _epoch(self):
@@ -112,6 +114,11 @@ class _LearningRates:
             groups = _optimizer_groups(self.model, self._rates(), self.args.weight_decay)
             self.optimizer = torch.optim.AdamW(groups, fused=True)
         return self.optimizer
+
+    def _get_learning_rate(self):
+        "As the Trainer asks for it: before the schedule moves on, so that a line has the rate of its step."
+        self.head_rate = next(g["lr"] for g in self.optimizer.param_groups if g["part"] == "head")
+        return super()._get_learning_rate()
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         "The Trainer's schedule, delayed for the backbone by `freeze_epochs`."
@@ -195,20 +202,23 @@ class _TaskLosses:
         return (out.loss, out) if return_outputs else out.loss
 
     def log(self, logs, start_time=None):
-        "Add the terms' means since the last line, and the heads' learning rate."
+        "Add the terms' means since the last line, and the heads' learning rate; leave out what is no number."
         if "loss" in logs:
-            logs |= self._mean_terms()
-            logs["head_lr"] = next(g["lr"] for g in self.optimizer.param_groups if g["part"] == "head")
+            logs |= self._mean_terms() | dict(head_lr=self.head_rate)
+        for name in logs.keys() - numbers_only(logs).keys():       # others could not read the trainer's state
+            del logs[name]
         super().log(logs, start_time)
 
     def _mean_terms(self):
-        "Means of the terms, over all processes; the next line begins anew."
+        "Means of the terms over all batches that have them, of all processes; the next line begins anew."
         kept, self.task_losses = self.task_losses, {}
         if not kept: return {}
-        means = torch.stack([torch.stack(values).nanmean() for values in kept.values()])
+        values = [torch.stack(v) for v in kept.values()]
+        sums = torch.stack([v.nansum() for v in values] + [(~v.isnan()).sum().float() for v in values])
         if self.args.world_size > 1:
-            torch.distributed.all_reduce(means)
-        return dict(zip(kept, (means / self.args.world_size).tolist(), strict=True))
+            torch.distributed.all_reduce(sums)
+        sums, counts = sums.view(2, -1)
+        return dict(zip(kept, (sums / counts).tolist(), strict=True))
 
 # %% ../nbs/09_trainer.ipynb #c028
 class _GradientShares:
@@ -234,6 +244,9 @@ class _GradientShares:
             return _gradient_norm_shares(losses, states, self.args.device)
 
 # %% ../nbs/09_trainer.ipynb #c030
+_FINITE_CURE = ("Try lower learning rates (--backbone_lr, --head_lr), a longer --warmup_ratio or "
+                "--no_use_amp; prosody-ser audit finds broken audio.")
+
 class _FiniteLoss:
     "End a training whose loss is not a finite number."
     fp16_patience = 20              # overflows in a row after which the scaler will not find a scale
@@ -250,8 +263,7 @@ class _FiniteLoss:
             losses = ", ".join(f"{k} {v:.3g}" for k, v in last.items())
             raise TrainingError(
                 f"the training loss is not a finite number at step {self.state.global_step + 1} "
-                f"(epoch {self.state.epoch or 0:.2f}; {losses}). Try lower learning rates (--backbone_lr, "
-                "--head_lr), a longer --warmup_ratio or --no_use_amp; prosody-ser audit finds broken audio.")
+                f"(epoch {self.state.epoch or 0:.2f}; {losses}). {_FINITE_CURE}")
         return loss
 
 # %% ../nbs/09_trainer.ipynb #c032
@@ -269,6 +281,9 @@ class _Validation:
         "Scores of a whole validation; a row that several processes had counts once."
         rows, first = np.unique(prediction.label_ids, return_index=True)
         decoded = {k: v[first] for k, v in prediction.predictions.items()}
+        if wrong := [k for k, v in decoded.items() if not np.isfinite(v).all()]:
+            raise TrainingError(f"after step {self.state.global_step} (epoch {self.state.epoch or 0:.2f}) "
+                                f"what the model answers is no number ({wrong[0]}). {_FINITE_CURE}")
         val, tokenizer = self.eval_dataset, self.processing_class.tokenizer
         utterances, emotions = [val.utterances[i] for i in rows], [val.emotions[i] for i in rows]
         self.validated = to_records(utterances, emotions, decoded, val.names, tokenizer)
@@ -293,6 +308,7 @@ class _Checkpoints(TrainerCallback):
         self.config, self.best = config, None
 
     def on_step_end(self, args, state, control, **kwargs):
+        check_in()
         steps = self.config.checkpoint_steps
         if steps and _within_epoch(state) and state.global_step % steps == 0:
             self._checkpoint(control)
@@ -316,11 +332,13 @@ class _KeepBest(_Checkpoints):
                  save_model, # function: writes the model to a folder, called on every process
                  validated): # function: returns the records of the last validation
         super().__init__(config)
-        self.metric, self.save_model, self.validated = metric, save_model, validated
+        self.metric, self.save_model, self.validated, self.planned = metric, save_model, validated, None
 
     def on_train_begin(self, args, state, control, **kwargs):
         run = Run(args.output_dir)                                              # may be resumed
         self.best = run.best if run.best_scores.is_file() else None
+        if self.planned and self.planned != state.max_steps:
+            _tell_schedule(self.planned, state.max_steps, **kwargs)
 
     def on_step_end(self, args, state, control, **kwargs):
         super().on_step_end(args, state, control, **kwargs)
@@ -344,9 +362,19 @@ class _KeepBest(_Checkpoints):
         run, new = Run(folder), folder/"best_model.new"
         self.save_model(str(new))
         if is_main_process:
-            run.write_json(new/run.best_scores.name, self.best)
+            write_json(new/run.best_scores.name, self.best)
             swap_folder(new, run.best_model)
             write_predictions(run.validation_predictions, self.validated())
+
+# %% ../nbs/09_trainer.ipynb #schedule1
+def _tell_schedule(planned, steps, optimizer, lr_scheduler, **_):
+    "Tell where the learning rates go, in a training that is resumed for another number of epochs."
+    schedule = getattr(lr_scheduler, "scheduler", lr_scheduler)
+    head = next(i for i, g in enumerate(optimizer.param_groups) if g["part"] == "head")
+    before = optimizer.param_groups[head]["lr"]
+    after = schedule.base_lrs[head] * schedule.lr_lambdas[head](schedule.last_epoch + 1)
+    log_main(f"--num_epochs: the learning rates followed a schedule of {planned} steps, from here on it is "
+             f"one of {steps}: that of the heads goes from {before:.3g} to {after:.3g}")
 
 # %% ../nbs/09_trainer.ipynb #c037
 class _StopAt(_Checkpoints):
@@ -381,7 +409,7 @@ class _Progress(ProgressCallback):
             self.training_bar.set_postfix(loss=f"{logs['loss']:.3g}", refresh=False)
         scores = {k.removeprefix("eval_"): v for k, v in logs.items()}
         if found := [f"{k} {scores[k]:.3f}" for k in self.shown if f"eval_{k}" in logs]:
-            line = f"epoch {logs['epoch']:6.2f}  val loss {scores['loss']:.3f}"
+            line = f"epoch {logs['epoch']:6.2f}  val loss {scores.get('loss', np.nan):.3f}"
             self.training_bar.write("  ".join([line, *found]))
         advice = ctc_advice(scores, self.ctc)
         if advice and logs["epoch"] >= 2 and not self.warned:           # every model starts silent

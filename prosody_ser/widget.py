@@ -19,11 +19,11 @@ import traitlets
 
 from .audio import load_audio
 from .config import ConfigError
-from .data import ManifestError
 from .evaluate import card_html, metrics_rows, players, show_html, table_html
 from .evaluation import plot_confusion, save_figure, score, with_emotion
 from .inference import Predictor
 from .run import Run
+from .text import ManifestError
 
 # %% ../nbs/11_widget.ipynb #c006
 def _styled(html):
