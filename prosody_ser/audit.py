@@ -28,7 +28,7 @@ from . import callable_module, data
 from .audio import MENDED, hear
 from .data import Utterance, emotion_names, manifest_rows, read_rows
 from .folder import write_new
-from .text import ManifestError, name_key, path_key
+from .text import ManifestError, film_folder, name_key, path_key
 from .tokenizer import WORD_FAULTS, frames_needed, look_alikes, repair_word, strip_punctuation
 
 # %% ../nbs/02b_audit.ipynb #c006
@@ -124,8 +124,8 @@ def _title_of(recording):
     return recording if title.lower() in _NO_TITLES else title
 
 def series_of(u: Utterance) -> str:
-    "The series of a row's recording, for split_by_group(rows, group=series_of); else that of its folder."
-    return _title_of(_place(u)[0] or Path(u.audio_filepath).parent.name or u.audio_filepath)
+    "The series of a row's recording, for split_by_group(rows, group=series_of); else of its film folder."
+    return _title_of(_place(u)[0] or film_folder(u.audio_filepath) or u.audio_filepath)
 
 # %% ../nbs/02b_audit.ipynb #c017
 def _classes(train, names, others=()):
@@ -474,9 +474,13 @@ def audit(
     splits = [data.read_manifest(us) if isinstance(us, str | Path) else us for us in splits]
     splits = {s: us for s, us in _named_splits(splits).items() if us}
     if not splits: return Findings()
-    corpus = _survey(splits, audio_base_path, tokenizer, names, frame_rate, segment, seconds,
-                     heard)
-    return Findings(filter(None, _check(corpus, frame_rate)))
+    corpus = _survey(splits, audio_base_path, tokenizer, names, frame_rate, segment, seconds, heard)
+    return Findings(filter(None, [_unread_fields(splits), *_check(corpus, frame_rate)]))
+
+def _unread_fields(splits):
+    "Manifests with fields that mean nothing here."
+    unread = [f"{s}: {', '.join(us.unread)}" for s, us in splits.items() if getattr(us, "unread", None)]
+    return _finding("unread fields", len(unread), len(splits), unread)
 
 # %% ../nbs/02b_audit.ipynb #readsplits
 def _name_speakers(utterances, speaker):

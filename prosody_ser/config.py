@@ -44,8 +44,11 @@ _SELECTION_METRICS = ["skill", "ser/wa", "ser/ua", "ser/macro_f1", "asr/wer", "a
 _MINIMUM = dict(                       # the least value of a number; of the others it is 0
     vocab_size=6, batch_size=1, num_epochs=1, gradient_accumulation_steps=1, log_steps=1, prefetch_factor=1,
     ablation_epochs=1, ablation_seeds=1, beam_width=1, top_k=1, max_seconds=4, character_coverage=0.98,
-    word_score=-math.inf)
-_MAXIMUM = dict(
+    word_score=-1e6)
+_LARGEST = 10**9                       # of any other number: more is a slip of the keyboard
+_MAXIMUM = dict(                       # an infinite norm clips nothing, an endless batch is one
+    max_grad_norm=math.inf, max_batch_seconds=math.inf, vocab_size=10**6, lora_rank=10**4, num_workers=10**3,
+    backbone_lr=10, head_lr=10, mix_lr=10, alpha_lr=10, weight_decay=10, focal_gamma=100,
     character_coverage=1.0, balanced_sampling=1.0, blank_skip=1.0, ctc_blank_threshold=0.99,
     warmup_ratio=0.99, head_dropout=0.99, whisper_tail_seconds=30, speed_perturb=0.5, seed=2**32 - 1000)
 
@@ -77,10 +80,10 @@ def _check_settings(
         values = value if isinstance(value, list) else [value]
         if wrong := [v for v in values if allowed and v not in allowed]:
             raise ConfigError(f"--{f.name} {wrong[0]!r} is not one of {', '.join(allowed)}.")
-        low, high = _MINIMUM.get(f.name, 0), _MAXIMUM.get(f.name, math.inf)
-        if isinstance(value, int | float) and not low <= value <= high:
-            most = f" to {high}" if f.name in _MAXIMUM else ""
-            raise ConfigError(f"--{f.name} {value} is out of range; give a value from {low}{most}.")
+        low, high = _MINIMUM.get(f.name, 0), _MAXIMUM.get(f.name, _LARGEST)
+        if wrong := [v for v in values if isinstance(v, int | float) and not low <= v <= high]:
+            most = f" to {high}" if high < _LARGEST or wrong[0] > high else ""
+            raise ConfigError(f"--{f.name} {wrong[0]} is out of range; give a value from {low}{most}.")
 
 # %% ../nbs/01_config.ipynb #path2
 def expand_path(
@@ -351,8 +354,7 @@ class TrainConfig(
 # %% ../nbs/01_config.ipynb #contradictions
 def _contradictions(c) -> Iterator[str]:
     "Messages for settings that cannot be meant together."
-    if not c.save_dir:
-        yield "--save_dir is empty, which would be the folder that you are in. Name a folder for the run."
+    yield from _empty_settings(c)
     if c.select_by and (task := c.select_by.split("/")[0]) not in ["skill", *c.tasks]:
         yield f"--select_by {c.select_by} needs the {task} head. Switch it on, or choose another metric."
     if not any(c.alphas[t] for t in c.tasks):
@@ -395,6 +397,16 @@ def _learned_weights_contradictions(c):
     if len(c.tasks) == 1:
         yield (f"--alpha_mode uncertainty weighs tasks against each other, but only the {c.tasks[0]} head is "
                "on. Switch on others, or leave it out.")
+
+# %% ../nbs/01_config.ipynb #emptysettings
+def _empty_settings(c):
+    "Those about text without a letter, such as a variable of the shell that was not set."
+    if not c.save_dir:
+        yield "--save_dir is empty, which would be the folder that you are in. Name a folder for the run."
+    if empty := [name for name in ("train_jsonl", "val_jsonl") if not getattr(c, name)]:
+        yield f"--{empty[0]} is empty. Name the manifest."
+    if c.emotion_names and not all(name.strip() for name in c.emotion_names):
+        yield "--emotion_names holds an empty name. Name each emotion, or leave the setting out."
 
 # %% ../nbs/01_config.ipynb #checkstudy
 def _study_contradictions(c):

@@ -276,8 +276,9 @@ def read_rows(path: str | Path, audio_base_path: str | Path | None = None) -> tu
     """The utterances of a manifest, and what is wrong with its other rows: kind, source, problem and cure.
     Blank lines are skipped. Raises `ManifestError` for a missing or empty file, or one that is no text."""
     path, collecting = Path(path), gc.isenabled()
-    if not path.is_file():
-        raise ManifestError(f"{path}: no such manifest. Check the path (the current folder is {Path.cwd()}).")
+    if not os.path.isfile(path):             # Path's own would raise for a name that is too long
+        what = "a folder, not a manifest. Name the file in it" if os.path.isdir(path) else "no such manifest"
+        raise ManifestError(f"{path}: {what}. Check the path (the current folder is {Path.cwd()}).")
     gc.disable()
     try:
         rows, problems, fields = _read_lines(path, str(audio_base_path or ""))

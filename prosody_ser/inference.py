@@ -146,7 +146,7 @@ class _Steps:
             if tokenizer and (unknown := [w for w in words if not tokenizer.can_write(w)]):
                 warnings.warn(f"{len(unknown)} of {len(words)} words have letters without a piece, such as "
                               f"{unknown[0]!r}: they cannot be placed well. Spell them as the training "
-                              "transcripts were spelled.", stacklevel=3)
+                              "transcripts were spelled.", stacklevel=4)
             return ids, token_word, words
         if hidden is None: return [], [], None
         logits, blank = self.model.token_logits(hidden), self.model.config.blank_id
