@@ -325,7 +325,8 @@ def _look_at_mp3(file, head, size):
     file.seek(at)
     start = file.read(1 << 12)
     header, there = int.from_bytes(start[:4], "big"), size - at
-    if not _frame(header) or header >> 17 & 3 != 1: return _Look()       # layer III alone has tags
+    if not _frame(header): return _look_for_frames(file, at)
+    if not _is_layer3(header): return _Look()                            # it alone has tags
     frames, n = _tag(start, header)
     if frames and abs(there - n) <= _SLACK: return _Look()
     return _look_at_frames(start + file.read(), header, frames, at)
@@ -340,6 +341,34 @@ def _look_at_frames(data, header, frames, at):
     if end > len(data): return _cut(f"it ends within a frame, after {seconds:.2f} s")
     if frames and whole <= frames + 1: return _Look()
     return _Look(patch=(at, 0, _new_tag(header, count, end)), samples=count * samples)
+
+# %% ../nbs/00_files.ipynb #c023c
+def _is_layer3(header):
+    return header >> 17 & 3 == 1
+
+def _follow(data, at, n=4):
+    "Whether so many frames follow each other from a place on."
+    for _ in range(n):
+        frame = _frame(int.from_bytes(data[at:at + 4], "big"))
+        if not frame: return False
+        at += frame[0]
+    return True
+
+def _look_for_frames(file, at):
+    "The look at a file whose beginning says nothing: frames of an MP3 may begin a little later."
+    file.seek(at)
+    first = re.finditer(b"\xff", start := file.read(1 << 16))
+    skipped = next((m.start() for m in first if _follow(start, m.start())), None)
+    if skipped is None: return _Look()
+    file.seek(at + skipped)
+    data = file.read()
+    header = int.from_bytes(data[:4], "big")
+    if not _is_layer3(header): return _Look()
+    look = _look_at_frames(data, header, frames := _tag(data, header)[0], 0)
+    if look.fault: return look
+    tag = b"" if frames else _new_tag(header, *_frames(data, 0))
+    return _Look(note=f"{skipped} bytes before its first frame are no sound and were left out",
+                 patch=(at, skipped, tag))
 
 # %% ../nbs/00_files.ipynb #c025
 _LOOKS = {**dict.fromkeys(_CHUNKS, _look_at_chunks), b".snd": _look_at_au, b"dns.": _look_at_au,
@@ -356,7 +385,7 @@ def _look(path, size, changed):
         is_mp3 = head[:3] == b"ID3" or _frame(int.from_bytes(head[:4], "big"))
         look_at = _look_at_mp3 if is_mp3 else _LOOKS.get(head[:4])
         try:
-            return look_at(file, head, size) if look_at else _Look(), head
+            return look_at(file, head, size) if look_at else _look_for_frames(file, 0), head
         except (ValueError, IndexError, struct.error):        # no such header: the decoder will say
             return _Look(), head
 

@@ -135,6 +135,22 @@ def _train(sentences, vocab_size, model_type, character_coverage):
                              f"Raise it to at least {size}.") from None
     return model.getvalue()
 
+# %% ../nbs/02_tokenizer.ipynb #wholemodel
+def _is_whole(model):
+    "Whether bytes are a SentencePiece model with pieces and, behind them, how text is normalised."
+    try:
+        spm.SentencePieceProcessor(model_proto=model)
+    except (RuntimeError, OSError):
+        return False
+    at, parts = 0, set()
+    while at < len(model):                       # a protocol buffer: number of a part, bytes, the part
+        parts.add(model[at] >> 3)
+        n, at, shift = model[at + 1], at + 2, 7
+        while model[at - 1] > 127:
+            n, at, shift = (n & (1 << shift) - 1) | model[at] << shift, at + 1, shift + 7
+        at += n
+    return {1, 2, 3} <= parts                    # pieces, how it was trained, how text is normalised
+
 # %% ../nbs/02_tokenizer.ipynb #codec
 class _Model:
     "A SentencePiece model with our special pieces."
@@ -149,11 +165,10 @@ class _Model:
 
     def _use(self, model, source):
         "Make model (bytes) the current one."
-        try:
-            self.sp = spm.SentencePieceProcessor(model_proto=model)
-        except (RuntimeError, OSError):
-            raise TokenizerError(f"{source}: not a SentencePiece model. Give the .model file (not .vocab), "
-                                 "or train a new one.") from None
+        if not _is_whole(model):
+            raise TokenizerError(f"{source}: not a SentencePiece model, or one that is cut off. Give the "
+                                 ".model file (not .vocab), copy it again, or train a new one.")
+        self.sp = spm.SentencePieceProcessor(model_proto=model)
         missing = [p for p in ("<pad>", "<blank>")
                    if self.sp.id_to_piece(self.sp.piece_to_id(p)) != p]
         if missing:

@@ -2,9 +2,10 @@
 result, never in a traceback, in less than 5 seconds of computing."""
 import json
 import math
+import shutil
 import time
+import warnings
 from dataclasses import fields
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from conftest import read, write
 from prosody_ser.audio import load_utterance
 import prosody_ser.train  # noqa: F401  what the commands import is not counted with the first one
 from prosody_ser.cli import main
-from prosody_ser.config import TrainConfig
+from prosody_ser.config import ConfigError, TrainConfig
 from prosody_ser.data import ManifestError, read_manifest
+from prosody_ser.parsing import from_parameters
 
 RNG = np.random.default_rng(0)
 QUICK = dict(backbone="tiny", vocab_size=30, num_epochs=1, batch_size=4, num_workers=0)
@@ -141,3 +143,147 @@ def test_file(corpus, tmp_path, capsys, kind):
 @pytest.mark.parametrize("path", ["", ".", "nowhere.jsonl", "a" * 300 + ".jsonl", "m\n.jsonl", "https://example.org/m.jsonl"])
 def test_manifest_path(corpus, tmp_path, capsys, path):
     refused(training(corpus, tmp_path, train_jsonl=path), capsys, "manifest")
+
+
+# ---- sound files: every damage is refused, or the right sound is heard; what is heard in part is told
+
+FORMATS = {"wav": ("WAV", "PCM_16"), "24.wav": ("WAV", "PCM_24"), "float.wav": ("WAV", "FLOAT"), "ulaw.wav": ("WAV", "ULAW"), "rf64.wav": ("RF64", "PCM_16"), "w64": ("W64", "PCM_16"),
+           "aiff": ("AIFF", "PCM_16"), "au": ("AU", "PCM_16"), "caf": ("CAF", "PCM_16"), "flac": ("FLAC", "PCM_16"), "ogg": ("OGG", "VORBIS"), "opus": ("OGG", "OPUS"), "mp3": ("MP3", "MPEG_LAYER_III")}
+DAMAGE = {
+    "a tenth": lambda b: b[:len(b) // 10], "half": lambda b: b[:len(b) // 2], "all but 5 %": lambda b: b[:len(b) * 19 // 20], "header": lambda b: b[:48], "4 bytes": lambda b: b[:4],
+    "nothing": lambda b: b"", "zeros": lambda b: bytes(len(b)), "random": lambda b: np.random.default_rng(1).bytes(len(b)), "no header": lambda b: b[100:], "header of zeros": lambda b: bytes(64) + b[64:],
+    "text": lambda b: b"hello\n" * 99, "JSON": lambda b: b'{"error": "not found"}', "HTML": lambda b: b"<!DOCTYPE html><html>Sign in</html>", "PNG": lambda b: b"\x89PNG\r\n\x1a\n" + b[8:],
+    "pointer": lambda b: b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 5\n", "more at its end": lambda b: b + bytes(1001), "twice": lambda b: b + b, "as it is": lambda b: b,
+}
+SECONDS, RATE = 2.0, 16000
+SOUND = (0.3 * np.sin(2 * np.pi * np.cumsum(np.linspace(120, 900, int(SECONDS * RATE))) / RATE)).astype(np.float32)
+
+
+def alike(heard):
+    """Whether this is the beginning of the sound, encoders' delays and losses aside."""
+    n = min(len(heard), len(SOUND))
+    spectrum = np.fft.irfft(np.fft.rfft(heard[:n], 2 * n) * np.fft.rfft(SOUND[:n], 2 * n).conj())
+    return spectrum.max() / (np.linalg.norm(heard[:n]) * np.linalg.norm(SOUND[:n]) + 1e-9) > 0.95
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("ending", FORMATS)
+def test_sound_file(tmp_path, ending, damage):
+    path = tmp_path / f"a.{ending}"
+    form, subtype = FORMATS[ending]
+    sf.write(path, SOUND, RATE if subtype != "OPUS" else 16000, format=form, subtype=subtype)
+    path.write_bytes(DAMAGE[damage](path.read_bytes()))
+    row, = read_manifest(write(tmp_path / "m.jsonl", [dict(audio_filepath=path.name)]), tmp_path)
+    begin = time.process_time()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        try:
+            heard = load_utterance(row)
+        except ManifestError as e:
+            assert damage != "as it is" and "m.jsonl:1" in str(e) and path.name in str(e), str(e)
+            return
+    assert time.process_time() - begin < 5
+    assert alike(heard), "another sound was heard"
+    if len(heard) < 0.97 * len(SOUND) or damage == "as it is":
+        assert (damage == "as it is") != any(path.name in str(w.message) for w in told), [str(w.message) for w in told]
+
+
+# ---- tokenizers
+
+@pytest.mark.parametrize("kind", ["empty", "random", "zeros", "PNG", "HTML", "pickle", "number", "LFS pointer", "folder", "half", "text"])
+def test_tokenizer(corpus, tmp_path, capsys, kind):
+    path = tmp_path / "tok.model"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "half":
+        main(["tokenizer", str(corpus / "train.jsonl"), *flags(tokenizer_path=path, vocab_size=30)])
+        path.write_bytes(path.read_bytes()[:-200])
+    else:
+        path.write_bytes(FILES[kind])
+    refused(training(corpus, tmp_path), capsys, path)
+
+
+# ---- models
+
+@pytest.fixture(scope="module")
+def model(corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    main(list(map(str, training(corpus, folder))))
+    return folder / "run/best_model"
+
+
+MODEL_FILES = ["config.json", "model.safetensors", "tokenizer.model"]
+MODEL_DAMAGE = {"gone": None, "empty": lambda b: b"", "half": lambda b: b[:len(b) // 2], "random": lambda b: RNG.bytes(500), "text": lambda b: b"hello", "object": lambda b: b"{}", "list": lambda b: b"[]",
+                "pointer": lambda b: b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 5\n"}
+
+
+def test_names_of_model_files(model):
+    assert set(MODEL_FILES) <= {p.name for p in model.iterdir()}, sorted(p.name for p in model.iterdir())
+
+
+def test_a_file_for_other_programs(corpus, model, tmp_path, capsys):
+    """preprocessor_config.json is for them; without it the answer is the same."""
+    shutil.copytree(model, tmp_path / "m", ignore=shutil.ignore_patterns("preprocessor_config.json"))
+    one, other = (told(["predict", "--checkpoint_path", m, corpus / "test0.wav"], capsys)[1].splitlines()[-1] for m in (model, tmp_path / "m"))
+    assert "transcript" in one and json.loads(one) == json.loads(other)
+
+
+@pytest.mark.parametrize("damage", MODEL_DAMAGE)
+@pytest.mark.parametrize("name", MODEL_FILES)
+def test_model_file(corpus, model, tmp_path, capsys, name, damage):
+    shutil.copytree(model, tmp_path / "m")
+    file = tmp_path / "m" / name
+    if MODEL_DAMAGE[damage] is None:
+        file.unlink()
+    else:
+        file.write_bytes(MODEL_DAMAGE[damage](file.read_bytes()))
+    refused(["predict", "--checkpoint_path", tmp_path / "m", corpus / "test0.wav"], capsys, tmp_path / "m")
+
+
+# ---- settings
+
+def bad_values(f):
+    """Texts that cannot be a setting's value."""
+    kind, choices = str(f.type), f.metadata.get("choices")
+    if choices or "bool" in kind:
+        return ["maybe", "", "0.5"]
+    if "list[float]" in kind:
+        return ["x", "nan", "inf", "-1", "1e400"]
+    if "int" in kind:
+        return ["x", "", "nan", "inf", "1e400", "1.5", "-1", "9" * 20]
+    if "float" in kind:
+        free = {"max_grad_norm", "max_batch_seconds"}
+        return ["x", "", "nan", "0,5"] + ["inf", "1e400", "9" * 20] * (f.name not in free) + ["-1"] * (f.name not in ("word_score",))
+    return []
+
+
+SETTINGS = [(f.name, v) for f in fields(TrainConfig) for v in bad_values(f)]
+
+
+@pytest.mark.parametrize("name, value", SETTINGS)
+def test_setting(corpus, tmp_path, capsys, name, value):
+    refused(training(corpus, tmp_path, **{name: value}), capsys, f"--{name}")
+
+
+WRONG_TYPES = [(f.name, v) for f in fields(TrainConfig) for v in ({"a": 1}, [[]], object) if not (f.name == "emotion_names" and v == [[]])]
+
+
+@pytest.mark.parametrize("name, value", WRONG_TYPES)
+def test_keyword(corpus, tmp_path, name, value):
+    """The same in Python and in papermill's parameters: another type is refused by name."""
+    base = dict(audio_base_path=str(corpus), train_jsonl="a.jsonl", val_jsonl="b.jsonl", save_dir=str(tmp_path))
+    with pytest.raises(ConfigError, match=name):
+        from_parameters(TrainConfig, base | {name: value})
+
+
+@pytest.mark.parametrize("argv", [[], ["trian"], ["train"], ["train", "--nosuch", "1"], ["train", "--num_epoch=3"], ["train", "x"], ["predict"], ["predict", "--checkpoint_path", "nowhere", "a.wav"], ["audit"], ["audit", "no.jsonl"],
+                                  ["evaluate"], ["evaluate", "--checkpoint_path", "nowhere"], ["compare", "a", "b"], ["gather", "nowhere"], ["lm"], ["tokenizer"], ["memory", "--backbone", "nosuch"], ["crossval"]],
+                         ids=" ".join)
+def test_command(capsys, argv):
+    refused(argv, capsys)
+
+
+def test_how_many():
+    """The generator's size, which the page of troubles may state."""
+    made = [ROWS, LINES, LINES, FILES, [1] * 6, [1] * (len(FORMATS) * (len(DAMAGE) - 1)), [1] * 11, [1] * (len(MODEL_FILES) * len(MODEL_DAMAGE)), SETTINGS, WRONG_TYPES, [1] * 18]
+    assert sum(map(len, made)) > 300
