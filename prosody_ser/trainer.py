@@ -50,6 +50,13 @@ class _DurationBatches:
             worker_init_fn=leave_interrupts_to_main)
         return prepare_data_loader(loader, a.device, num_processes=1, process_index=0, put_on_device=True)
 
+    def train(self, *args, **kwargs):
+        "Train; the processes that load data end with it, not seconds later when they are collected."
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.callback_handler.train_dataloader = self.callback_handler.eval_dataloader = None
+
     def _epoch(self):
         "The number of whole epochs that are done."
         return int((self.state.epoch or 0) + 1e-6)
