@@ -45,10 +45,9 @@ _MINIMUM = dict(                       # the least value of a number; of the oth
     vocab_size=6, batch_size=1, num_epochs=1, gradient_accumulation_steps=1, log_steps=1, prefetch_factor=1,
     ablation_epochs=1, ablation_seeds=1, beam_width=1, top_k=1, max_seconds=4, character_coverage=0.98,
     word_score=-1e6)
-_LARGEST = 10**9                       # of any other number: more is a slip of the keyboard
+_LARGEST = 10**9                       # of any other whole number: more is a slip of the keyboard
 _MAXIMUM = dict(                       # an infinite norm clips nothing, an endless batch is one
     max_grad_norm=math.inf, max_batch_seconds=math.inf, vocab_size=10**6, lora_rank=10**4, num_workers=10**3,
-    backbone_lr=10, head_lr=10, mix_lr=10, alpha_lr=10, weight_decay=10, focal_gamma=100,
     character_coverage=1.0, balanced_sampling=1.0, blank_skip=1.0, ctc_blank_threshold=0.99,
     warmup_ratio=0.99, head_dropout=0.99, whisper_tail_seconds=30, speed_perturb=0.5, seed=2**32 - 1000)
 
@@ -80,10 +79,12 @@ def _check_settings(
         values = value if isinstance(value, list) else [value]
         if wrong := [v for v in values if allowed and v not in allowed]:
             raise ConfigError(f"--{f.name} {wrong[0]!r} is not one of {', '.join(allowed)}.")
-        low, high = _MINIMUM.get(f.name, 0), _MAXIMUM.get(f.name, _LARGEST)
-        if wrong := [v for v in values if isinstance(v, int | float) and not low <= v <= high]:
-            most = f" to {high}" if high < _LARGEST or wrong[0] > high else ""
-            raise ConfigError(f"--{f.name} {wrong[0]} is out of range; give a value from {low}{most}.")
+        for v in (v for v in values if isinstance(v, int | float)):
+            most = _LARGEST if isinstance(v, int) else 1e38             # of float32
+            low, high = _MINIMUM.get(f.name, 0), _MAXIMUM.get(f.name, most)
+            if not low <= v <= high:
+                most = f" to {high}" if f.name in _MAXIMUM or v > high else ""
+                raise ConfigError(f"--{f.name} {v} is out of range; give a value from {low}{most}.")
 
 # %% ../nbs/01_config.ipynb #path2
 def expand_path(

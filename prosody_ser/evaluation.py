@@ -56,8 +56,7 @@ def ser_metrics(
     predicted, # names of the predicted ones
 ) -> dict:
     "WA, UA, macro and weighted F1 with their floors, and the number of utterances."
-    counts = confusion_matrix(truth, predicted, labels=sorted({*truth, *predicted}))
-    return _with_floors(_ser_scores, counts) | {"ser/n": len(truth)}
+    return _with_floors(_ser_scores, confusion_matrix(truth, predicted)) | {"ser/n": len(truth)}
 
 # %% ../nbs/07_evaluation.ipynb #c033
 def with_emotion(

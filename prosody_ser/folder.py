@@ -460,6 +460,11 @@ def _print_anywhere():
         if isinstance(stream, io.TextIOWrapper):       # not what a notebook or a test puts there
             stream.reconfigure(errors="as_json")
 
+def _let_workers_go():
+    "PyTorch raises where a process that loads data is ended; now that all end, nobody needs to hear of it."
+    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
 def run_command(
     job, # function without arguments
 ):       # its result
@@ -469,6 +474,7 @@ def run_command(
             _print_anywhere()
             return job()
         except (Exception, KeyboardInterrupt) as e:
+            _let_workers_go()
             if number := asked_to_stop() or (signal.SIGINT if isinstance(e, KeyboardInterrupt) else 0):
                 print("\nstopped. What is finished stays: a study or a cross-validation goes on with the "
                       "same command, a training with --resume from its last checkpoint.", file=sys.stderr)
