@@ -8,6 +8,7 @@ __all__ = ['precision', 'check_bf16', 'selection_metric', 'training_arguments', 
 # %% ../nbs/09_trainer.ipynb #imports
 import os
 from pathlib import Path
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -48,14 +49,18 @@ class _DurationBatches:
             num_workers=a.dataloader_num_workers, persistent_workers=a.dataloader_persistent_workers,
             pin_memory=a.dataloader_pin_memory, prefetch_factor=a.dataloader_prefetch_factor,
             worker_init_fn=leave_interrupts_to_main)
-        return prepare_data_loader(loader, a.device, num_processes=1, process_index=0, put_on_device=True)
+        loader = prepare_data_loader(loader, a.device, num_processes=1, process_index=0, put_on_device=True)
+        self.__dict__.setdefault("loaders", WeakSet()).add(loader)
+        return loader
 
     def train(self, *args, **kwargs):
-        "Train; the processes that load data end with it, not seconds later when they are collected."
+        "Train, and end the processes that load data; where they are collected later, it takes 5 s each."
         try:
             return super().train(*args, **kwargs)
         finally:
-            self.callback_handler.train_dataloader = self.callback_handler.eval_dataloader = None
+            for loader in self.__dict__.pop("loaders", ()):
+                if batches := loader.base_dataloader._iterator:
+                    batches._shutdown_workers()
 
     def _epoch(self):
         "The number of whole epochs that are done."
