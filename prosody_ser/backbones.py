@@ -11,6 +11,7 @@ import ctypes
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 import torch.nn.functional as F
@@ -359,7 +360,8 @@ def encoder_config(
     except (OSError, ValueError) as e:
         why = str(e).splitlines()[0]
         raise BackboneError(f"--backbone_path {path}: neither a model folder nor a hub id within reach "
-                            f"({why}). Correct it, or download the model first.") from None
+                            f"({why}). Correct it, or download it where there is a network (hf download "
+                            f"{path}).") from None
     if config.model_type != (needed := _MODEL_TYPES.get(backbone, backbone)):
         raise BackboneError(f"{path} holds a {config.model_type!r} model, but --backbone {backbone} needs "
                             f"{needed!r}. Change --backbone or --backbone_path.")
@@ -379,6 +381,12 @@ def _quiet_transformers():
         if bars:
             transformers_logging.enable_progress_bar()
 
+def _unreadable(error, *kinds):
+    "Why weights cannot be read, where an error is about that (also one of some kinds); empty: it is not."
+    if isinstance(error, UnpicklingError): return "no weights, or code among them: nothing of it ran"
+    damaged = isinstance(error, (EOFError, SafetensorError, *kinds)) or "PytorchStreamReader" in str(error)
+    return (str(error) or type(error).__name__).splitlines()[0] if damaged else ""
+
 def _load_weights(config, path):
     "The encoder of a folder or hub id, float32. Raises `BackboneError` unless all its weights are there."
     only_encoder = {r"^(model\.)?encoder\.": ""} if config.model_type == "whisper" else None
@@ -386,9 +394,10 @@ def _load_weights(config, path):
         encoder, info = ENCODERS[config.model_type][1].from_pretrained(
             path, config=config, dtype=torch.float32, key_mapping=only_encoder, output_loading_info=True,
             ignore_mismatched_sizes=True)
-    except (OSError, SafetensorError) as e:
-        raise BackboneError(f"{path}: the weights cannot be read ({str(e).splitlines()[0]}). "
-                            "Download the checkpoint again.") from None
+    except Exception as e:
+        if not (why := _unreadable(e, OSError)): raise
+        raise BackboneError(f"{path}: the weights cannot be read ({why}). Download the checkpoint "
+                            "again.") from None
     missing = {k for k in info["missing_keys"] if "masked_spec_embed" not in k}
     if missing := sorted(missing | {k for k, *_ in info["mismatched_keys"]}):
         raise BackboneError(f"{path}: {len(missing)} weights of the encoder are missing or have another "

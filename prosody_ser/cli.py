@@ -88,12 +88,14 @@ def train_and_report(
     "Run the training or the study that the settings ask for, and say where the results are."
     from prosody_ser.ablation import run_ablation
     from prosody_ser.evaluate import metrics_table, selection_note
+    from prosody_ser.run import Run
     from prosody_ser.selection import floor_warnings
     from prosody_ser.train import run_training
     metrics = run_ablation(config) if config.run_ablation_study else run_training(config)
     if metrics:
         print(f"\ntest set, {selection_note(config)}\n\n{metrics_table(metrics)}")
-        print("\n".join(floor_warnings(metrics)))
+        lines = Run(config.save_dir).summary.read_text(encoding="utf-8").splitlines()
+        print(*(x for x in lines if x.startswith("95 % intervals")), *floor_warnings(metrics), sep="\n")
     if not int(os.environ.get("RANK", 0)):
         print(f"\n{_output_files(config.save_dir)}")
     return metrics
@@ -112,7 +114,8 @@ def _ablation(config):
 def _evaluate(config):
     from prosody_ser.evaluate import evaluate_checkpoint, metrics_table
     scores = evaluate_checkpoint(config)
-    print(metrics_table(scores), *scores.warnings, f"\nreport: {config.output_dir}", sep="\n")
+    told = metrics_table(scores), *scores.notes, *scores.warnings
+    print(*told, f"\nreport: {config.output_dir}", sep="\n")
 
 # %% ../nbs/12_cli.ipynb #crossvalcmd
 @dataclass(kw_only=True)
@@ -213,10 +216,13 @@ def _predict(config):
         sys.exit(f"{failed} of {len(config.audio)} files could not be used")
 
 def _picture_path(folder, file, files):
-    "Where a file's picture goes: under its own name, with its folders where two files share one."
-    alone = sum(Path(f).stem == Path(file).stem for f in files) == 1
-    name = Path(file).stem if alone else "-".join(p for p in Path(file).parts if p not in ("/", "."))
-    return Path(folder)/f"{name}.png"
+    "Where a file's picture goes: under its own name, else with its folders, else with its number, too."
+    def whole(file):
+        return "-".join(p for p in Path(file).parts if p not in ("/", "."))
+    for name in (lambda file: Path(file).stem, whole):
+        if sum(name(f).casefold() == name(file).casefold() for f in {*files}) == 1:
+            return Path(folder)/f"{name(file)}.png"
+    return Path(folder)/f"{1 + files.index(file)}-{whole(file)}.png"
 
 # %% ../nbs/12_cli.ipynb #auditcmd
 @dataclass(kw_only=True)

@@ -28,6 +28,7 @@ from pathlib import Path
 
 from filelock import SoftFileLease, Timeout
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from .config import ConfigError, TrainingError
 from .text import ManifestError
@@ -487,9 +488,7 @@ def run_command(
 class _Figure(Figure):
     "A figure without pyplot, which a notebook shows all the same."
     def _repr_png_(self):
-        file = io.BytesIO()
-        self.savefig(file, format="png")
-        return file.getvalue()
+        return _drawn(self)
 
 def new_figure(
     **size, # of matplotlib's Figure, such as figsize
@@ -497,12 +496,21 @@ def new_figure(
     "A figure that can be saved and shown wherever this runs."
     return _Figure(layout="constrained", **size)
 
+def _drawn(figure, **options):
+    "A figure as the bytes of a PNG. A word or a name with dollars is no formula."
+    for ax in figure.axes:                             # names at ticks are set here, before they are drawn
+        ax.get_xticklabels(), ax.get_yticklabels()
+    for text in figure.findobj(Text):                  # matplotlib writes powers of ten as formulas
+        text.set_parse_math("\\mathdefault" in text.get_text())
+    figure.savefig(file := io.BytesIO(), format="png", **options)
+    return file.getvalue()
+
 def save_figure(figure, file, dpi=150):
     "Write a matplotlib figure to a PNG file, whose folder is made, or to a file object; and close it."
-    figure.savefig(drawn := io.BytesIO(), dpi=dpi, format="png")
+    drawn = _drawn(figure, dpi=dpi)
     if hasattr(file, "write"):
-        file.write(drawn.getvalue())
+        file.write(drawn)
     else:
-        write_whole(file, drawn.getvalue())
+        write_whole(file, drawn)
     if pyplot := sys.modules.get("matplotlib.pyplot"):
         pyplot.close(figure)

@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import transformers
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput, cached_file
@@ -32,7 +31,7 @@ from prosody_ser.config import (
 )
 
 from . import alignment, decoding
-from .backbones import ENCODERS, Backbone, build_encoder, encoder_config, load_encoder
+from .backbones import ENCODERS, Backbone, _unreadable, build_encoder, encoder_config, load_encoder
 from .ctc import global_mean, regularised_ctc, world_size
 from .heads import CTCHead, ProsodyHead, SERHead, emotion_losses, normalise_layers
 from .tokenizer import SentencePieceTokenizer, TokenizerError
@@ -243,9 +242,10 @@ class _TaskWeights:
         return loss + _zero([*self._in_some_steps(), *task_hidden.values()])
 
     def _in_some_steps(self):
-        "Parameters that a step may leave out: those of the heads, and what SpecAugment masks with."
+        "Parameters that a step may leave out: the heads', SpecAugment's mask, a last norm that none reads."
         yield from (p for t in self.config.tasks for p in getattr(self, t).parameters())
-        yield from (p for n, p in self.backbone.named_parameters() if n.endswith("masked_spec_embed"))
+        idle = "masked_spec_embed", "encoder.layer_norm.weight", "encoder.layer_norm.bias"
+        yield from (p for n, p in self.backbone.named_parameters() if n.endswith(idle))
 
 # %% ../nbs/06_model.ipynb #c018
 class _States(deque):
@@ -433,9 +433,10 @@ def _load_folder(path):
                               f"To start from it, train with --backbone_path {path}.")
     try:
         model, info = ProsodySER.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
-    except (OSError, SafetensorError) as e:
-        raise CheckpointError(f"{path}: the weights cannot be read ({str(e).splitlines()[0]}). "
-                              "Copy the checkpoint again.") from None
+    except Exception as e:
+        if not (why := _unreadable(e, OSError)): raise
+        raise CheckpointError(f"{path}: the weights cannot be read ({why}). Copy the checkpoint "
+                              "again.") from None
     if wrong := sorted([*info["missing_keys"], *info["unexpected_keys"]]):
         raise CheckpointError(f"{path}: {len(wrong)} weights are not those of its configuration ({wrong[0]} "
                               "...). Give a best_model folder that training has finished writing.")

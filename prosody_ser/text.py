@@ -90,7 +90,8 @@ def name_key(
     value, # as for plain_name
 ) -> str | None:
     "What all spellings of a name share: its plain form without case."
-    return None if (name := plain_name(value)) is None else name.casefold()
+    if (name := plain_name(value)) is None: return None
+    return unicodedata.normalize("NFC", name.casefold())       # Greek ΐ: case takes it apart
 
 def path_key(
     path, # of an audio file, as a manifest has it

@@ -7,6 +7,7 @@ __all__ = ['precision', 'check_bf16', 'selection_metric', 'training_arguments', 
 
 # %% ../nbs/09_trainer.ipynb #imports
 import os
+from contextlib import contextmanager
 from pathlib import Path
 from weakref import WeakSet
 
@@ -28,12 +29,13 @@ from prosody_ser.batches import (
 )
 
 from .audio import SAMPLING_RATE
+from .backbones import _unreadable
 from .config import TASKS, ConfigError, TrainingError
 from .ctc import world_size
 from .evaluation import ctc_advice, score, write_predictions
 from .folder import check_in, leave_interrupts_to_main, numbers_only, swap_folder, write_json
 from .inference import decode_batch, half_precision, to_records
-from .model import Collator, merged_state
+from .model import CheckpointError, Collator, merged_state
 from .run import Run, history_from_log, log_main, log_once, write_history
 from .selection import choose, out_of_patience, skill, standard_error
 from .tracking import run_name, tracker_callbacks
@@ -510,9 +512,34 @@ class _Sharding:
         if self._shards_in_16_bits(): return self.accelerator.autocast()
         return super().autocast_smart_context_manager(cache_enabled)
 
+# %% ../nbs/09_trainer.ipynb #resume2
+@contextmanager
+def _read_safely(checkpoint):
+    "A context in which a checkpoint that is damaged, or holds more than numbers, raises `CheckpointError`."
+    try:
+        yield
+    except Exception as e:
+        if not (why := _unreadable(e)): raise
+        raise CheckpointError(f"{checkpoint}: cannot be read safely ({why}). Move it away, and --resume "
+                              "goes on from the one before; without any, start anew.") from None
+
+class _SafeResume:
+    "What a checkpoint holds, read with a word where it cannot be."
+    def _load_from_checkpoint(self, checkpoint, model=None):
+        with _read_safely(checkpoint):
+            super()._load_from_checkpoint(checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        with _read_safely(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint):
+        with _read_safely(checkpoint):
+            super()._load_rng_state(checkpoint)
+
 # %% ../nbs/09_trainer.ipynb #c044
 class MTLTrainer(_DurationBatches, _LearningRates, _GradientShares, _TaskLosses, _FiniteLoss, _Validation,
-                 _Sharding, Trainer):
+                 _Sharding, _SafeResume, Trainer):
     "Hugging Face's `Trainer` for emotion, transcript and prominence at once."
     def __init__(self,
                  config,      # TrainConfig
