@@ -114,8 +114,7 @@ def _ablation(config):
 def _evaluate(config):
     from prosody_ser.evaluate import evaluate_checkpoint, metrics_table
     scores = evaluate_checkpoint(config)
-    told = metrics_table(scores), *scores.notes, *scores.warnings
-    print(*told, f"\nreport: {config.output_dir}", sep="\n")
+    print(metrics_table(scores), *scores.notes, *scores.warnings, f"\nreport: {config.output_dir}", sep="\n")
 
 # %% ../nbs/12_cli.ipynb #crossvalcmd
 @dataclass(kw_only=True)
@@ -217,12 +216,11 @@ def _predict(config):
 
 def _picture_path(folder, file, files):
     "Where a file's picture goes: under its own name, else with its folders, else with its number, too."
-    def whole(file):
-        return "-".join(p for p in Path(file).parts if p not in ("/", "."))
-    for name in (lambda file: Path(file).stem, whole):
-        if sum(name(f).casefold() == name(file).casefold() for f in {*files}) == 1:
-            return Path(folder)/f"{name(file)}.png"
-    return Path(folder)/f"{1 + files.index(file)}-{whole(file)}.png"
+    whole = {f: "-".join(p for p in Path(f).parts if p not in ("/", ".")) for f in files}
+    for names in ({f: Path(f).stem for f in files}, whole):
+        if sum(n.casefold() == names[file].casefold() for n in names.values()) == 1:
+            return Path(folder)/f"{names[file]}.png"
+    return Path(folder)/f"{1 + files.index(file)}-{whole[file]}.png"
 
 # %% ../nbs/12_cli.ipynb #auditcmd
 @dataclass(kw_only=True)
