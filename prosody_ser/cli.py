@@ -191,8 +191,7 @@ class _PredictConfig(DecodingSettings):
 
 def _predict(config):
     from prosody_ser.decoding import decoder_options
-    from prosody_ser.evaluation import save_figure
-    from prosody_ser.folder import to_json
+    from prosody_ser.folder import save_figure, to_json
     from prosody_ser.inference import Predictor
     from prosody_ser.model import load_checkpoint
     from prosody_ser.text import ManifestError
