@@ -467,7 +467,8 @@ class RunTable:
                  facts,          # of each run, from read_runs
                  left_out=None): # dict: path -> why it is not in the table
         compared = pd.DataFrame([f["compared"] for f in facts], dtype=object)
-        self.settings = [k for k in compared if compared[k].map(json.dumps).nunique() > 1]
+        known = {k: compared[k].dropna() if k == "rows" else compared[k] for k in compared}
+        self.settings = [k for k in compared if known[k].map(json.dumps).nunique() > 1]
         self.runs = pd.DataFrame([_scores_of(f) for f in facts]).join(compared[self.settings])   # a row a run
         self.metrics = [k for k in METRIC_NAMES if k in self.runs]
         self.frame = group_runs(self.runs, self.settings, ["validation", *self.metrics])
@@ -538,7 +539,7 @@ def _comparison_notes(
     if table.metric and sum(table.frame["validation"] == table.frame["validation"][table.best]) > 1:
         refit = "; a refitted model has that of the model before" if "refit" in table.settings else ""
         notes.append(f"several rows have the best validation score, the first of them is marked{refit}")
-    if paths := [k for k in table.settings if k in PATH_SETTINGS]:
+    if paths := [k for k in table.settings if k in {*PATH_SETTINGS, "rows"}]:
         notes.append(f"beware: the runs have other data ({', '.join(paths)}), which may be what differs")
     if table.frame["seeds"].nunique() > 1:
         notes.append("beware: the rows have different seeds: " + "; ".join(table.frame["seeds"]))

@@ -121,3 +121,17 @@ def test_an_index_is_refused_by_a_model_of_names(corpus, tmp_path):
                 evaluate_model(model, numbered, corpus, device="cpu")
     model.save_pretrained(tmp_path / "model")
     assert json.loads((tmp_path / "model" / "config.json").read_text())["emotion_indices"] is True
+
+
+def test_runs_of_other_rows_are_not_averaged(corpus, tmp_path):
+    """One name of a manifest, other rows in it: two lines of the table, with a word; the same rows are seeds of one."""
+    import prosody_ser as ps
+    train = tmp_path / "train.jsonl"
+    lines = (corpus / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    for name, n, seed in (("a", 12, 0), ("b", 12, 1), ("c", 8, 2)):
+        train.write_text("".join(lines[:n]), encoding="utf-8")
+        ps.train(train, corpus / "val.jsonl", audio_base_path=str(corpus), backbone="tiny", vocab_size=25, num_epochs=1, num_workers=0, seed=seed,
+                 tokenizer_path=str(tmp_path / "tok.model"), save_dir=str(tmp_path / "runs" / name))
+    table = ps.runs(tmp_path / "runs")
+    assert sorted(table.frame["runs"]) == [1, 2] and "rows" in table.settings
+    assert "other data (rows)" in table._repr_html_()

@@ -6,11 +6,9 @@ import pickle
 import shutil
 import sys
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile as sf
 import torch
 from conftest import ROOT, read, write
 from test_commands import train
