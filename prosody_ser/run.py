@@ -594,12 +594,13 @@ def read_runs(
             continue
         if (p/"ablation").is_dir():
             left_out[str(p/"ablation")] = f"a study's runs; prosody-ser gather {p/'ablation'} compares them"
-        rows = {k: v[:6] for k, v in Run(p).inputs.items() if "rows" in k} if p.is_dir() else {}
+        # what was read under the names of the manifests; empty: not known
+        read = tuple(v[:6] for k, v in Run(p).inputs.items() if "rows" in k) if p.is_dir() else ()
         facts["compared"] = _compared_settings(facts["settings"], ignore)
         key = json.dumps([facts["compared"], facts["settings"].get("seed", 0)])
-        facts["compared"]["rows"] = " ".join(rows.values()) or None  # a file may have had others
-        others = [f for k, f in found.items() if k[0] == key] if not rows else []
-        same = others[0] if others else found.setdefault((key, *rows.values()), facts)
+        facts["compared"]["rows"] = " ".join(read) or None
+        others = [f for k, f in found.items() if k[0] == key and (not read or k[1:] in ((), read))]
+        same = others[0] if others else found.setdefault((key, *read), facts)
         if same is not facts and p.is_dir():
             left_out[str(p)] = f"the same settings and seed as {same['path']}"
     if not found:
