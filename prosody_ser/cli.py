@@ -313,14 +313,14 @@ class _TokenizerConfig(Settings):
         MISSING, "training manifest, or text file of a sentence a line", positional=True, path=True)
     tokenizer_path: str = setting(MISSING, ".model file to write", path=True)
     vocab_size: int = setting(4000, "pieces wanted")
-    model_type: str = setting("bpe", "kind of pieces", choices=["bpe", "unigram", "char"])
+    tokenizer_type: str = setting("bpe", "pieces", choices=["bpe", "unigram", "char"], also=["model_type"])
     character_coverage: float | None = setting(
         None, "share of the characters that are covered; default: 0.995, all for char")
 
 def _tokenizer(config):
     from prosody_ser.tokenizer import SentencePieceTokenizer
     made = SentencePieceTokenizer(
-        config.vocab_size, config.tokenizer_path.removesuffix(".model"), model_type=config.model_type,
+        config.vocab_size, config.tokenizer_path.removesuffix(".model"), model_type=config.tokenizer_type,
         character_coverage=config.character_coverage)
     made.train_tokenizer(config.text)
     print(f"{len(made)} pieces in {made.model_path}")

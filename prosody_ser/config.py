@@ -61,7 +61,7 @@ class TrainingError(RuntimeError):
 def setting(
     default, # value when nothing is said; MISSING: it must be given
     help,    # one line
-    **more,  # choices: a list of the values that are allowed; path=True: a file, a folder, or a list of them
+    **more,  # choices: values that are allowed; path=True: a file, a folder, or a list; also: older names
 ):
     "A field of a configuration. A list is copied, so that configurations share none."
     metadata = dict(help=help, **more)

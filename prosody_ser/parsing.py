@@ -61,7 +61,8 @@ def _add_setting(parser, f):
         return
     if kind is bool:
         options |= dict(nargs="?", const=True, metavar="true|false")
-    parser.add_argument(f"--{f.name}", default=default, required=is_required(f), **options)
+    names = [f"--{name}" for name in (f.name, *f.metadata.get("also", ()))]
+    parser.add_argument(*names, dest=f.name, default=default, required=is_required(f), **options)
     if kind is bool and default is True:
         parser.add_argument(f"--no_{f.name}", dest=f.name, action="store_false", help=argparse.SUPPRESS)
 
