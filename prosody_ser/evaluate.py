@@ -156,13 +156,14 @@ def metrics_table(
 
 # %% ../nbs/07b_report.ipynb #rows1
 def _class_rows(records, names):
-    "Precision, recall and F1 of each emotion."
+    "Precision, recall and F1 of each emotion; a dash where there is nothing to count."
     labelled = evaluation.with_emotion(records)
     truth, predicted = ([r[k] for r in labelled] for k in ("emotion", "predicted_emotion"))
-    columns = precision_recall_fscore_support(truth, predicted, labels=names, zero_division=0)
-    rows = zip(names, *columns, strict=True)
-    rows = [[name, *(f"{v:.3f}" for v in values), str(n)] for name, *values, n in rows]
-    return ["", "precision", "recall", "F1", "utterances"], rows
+    columns = precision_recall_fscore_support(truth, predicted, labels=names, zero_division=np.nan)
+    rows = [[name, precision, *(rest if n else (np.nan, np.nan)), int(n)]
+            for name, precision, *rest, n in zip(names, *columns, strict=True)]
+    shown = [[name, *("–" if np.isnan(v) else f"{v:.3f}" for v in vs), str(n)] for name, *vs, n in rows]
+    return ["", "precision", "recall", "F1", "utterances"], shown
 
 _TRANSCRIPT_ROWS = {
     "asr/substitutions": ("substitutions, of the reference's words", "{:.1%}"),
