@@ -79,6 +79,8 @@ TITLES = {"ceiling": "What this machine reaches",
 
 class WavFile:
     "What the package uses of `soundfile.SoundFile`, for WAV of 16 bits."
+    format, subtype = "WAV", "PCM_16"
+
     def __init__(self, path):
         self.file = wave.open(str(path), "rb")
         self.samplerate, self.frames = self.file.getframerate(), self.file.getnframes()
@@ -87,7 +89,13 @@ class WavFile:
         return self
 
     def __exit__(self, *error):
+        self.close()
+
+    def close(self):
         self.file.close()
+
+    def seekable(self):
+        return True
 
     def seek(self, frame):
         self.file.setpos(frame)
