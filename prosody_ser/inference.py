@@ -36,6 +36,7 @@ from .data import Utterance, groups_of
 from .decoding import DECODERS, blank_stats
 from .files import find_audio
 from .folder import leave_interrupts_to_main, new_figure, one_writer
+from .halves import in_parts
 from .heads import normalise_layers
 from .model import Collator, check_can_spell, load_checkpoint
 from .tokenizer import frames_needed
@@ -299,10 +300,12 @@ def _outputs(model, dataset, batch_size, device, amp, num_workers, title):
     "Yields the places of a batch in the dataset and the model's output for it."
     model, collator, half = model.to(device).eval(), Collator(model.processor.tokenizer), half_precision()
     autocast = dict(device_type=torch.device(device).type, dtype=half, enabled=amp and half is not None)
-    for places, batch in _batches(dataset, dataset.seconds, batch_size, collator, num_workers, title):
+    def run(part):
         with torch.autocast(**autocast):
-            out = model(**{k: v.to(device) for k, v in batch.items()})
-        yield places, out
+            return model(**{k: v.to(device) for k, v in part.items()})
+    for places, batch in _batches(dataset, dataset.seconds, batch_size, collator, num_workers, title):
+        for rows, out in in_parts(run, batch):
+            yield places[rows], out
 
 # %% ../nbs/06b_inference.ipynb #n019
 def predict(
@@ -418,17 +421,18 @@ class FeatureCache:
     def _write(self, backbone, keys, batches, device):
         "Append each utterance's states to a file of this job, then its place to the index."
         file = self.folder/f"{uuid.uuid4().hex}.bin"
-        with file.open("wb") as states, file.with_suffix(".jsonl").open("w", encoding="utf-8") as index:
-            for places, batch in batches:
-                layers, frames = backbone(batch["audio"].to(device), batch["audio_lengths"].to(device))
+        with file.open("wb") as states, file.with_suffix(".jsonl").open("w", 1, "utf-8") as index:
+            def run(part):
+                return backbone(part["audio"].to(device), part["audio_lengths"].to(device))
+            parts = ((places[rows], out) for places, batch in batches for rows, out in in_parts(run, batch))
+            for places, (layers, frames) in parts:
                 layers = normalise_layers(layers) if self.states > 1 else layers[-1:]     # as the heads do
                 kept = torch.stack(layers, 2).clamp(-65504, 65504).half().cpu().numpy()   # (B, T, states, H)
                 for place, x, n in zip(places, kept, frames.tolist(), strict=True):
                     key, offset = keys[place], states.tell()
                     states.write(x[:n].tobytes())
                     states.flush()
-                    index.write(json.dumps([key, offset, n]) + "\n")
-                    index.flush()
+                    index.write(json.dumps([key, offset, n]) + "\n")         # a line is written at once
                     self.index[key] = file, offset, n
 
 # %% ../nbs/06b_inference.ipynb #n027

@@ -34,6 +34,7 @@ from .config import TASKS, ConfigError, TrainingError
 from .ctc import world_size
 from .evaluation import ctc_advice, score, write_predictions
 from .folder import check_in, leave_interrupts_to_main, numbers_only, swap_folder, write_json
+from .halves import InHalves
 from .inference import decode_batch, half_precision, to_records
 from .model import CheckpointError, Collator, merged_state
 from .run import Run, history_from_log, log_main, log_once, write_history
@@ -538,8 +539,8 @@ class _SafeResume:
             super()._load_rng_state(checkpoint)
 
 # %% ../nbs/09_trainer.ipynb #c044
-class MTLTrainer(_DurationBatches, _LearningRates, _GradientShares, _TaskLosses, _FiniteLoss, _Validation,
-                 _Sharding, _SafeResume, Trainer):
+class MTLTrainer(_DurationBatches, _LearningRates, _FiniteLoss, InHalves, _GradientShares, _TaskLosses,
+                 _Validation, _Sharding, _SafeResume, Trainer):
     "Hugging Face's `Trainer` for emotion, transcript and prominence at once."
     def __init__(self,
                  config,      # TrainConfig
