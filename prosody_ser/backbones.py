@@ -367,6 +367,13 @@ def encoder_config(
                             f"{needed!r}. Change --backbone or --backbone_path.")
     return _prepare(config)
 
+# %% ../nbs/03_backbones.ipynb #ld1w
+def unreadable(error, *kinds):
+    "Why weights cannot be read, where an error is about that (also one of some kinds); empty: it is not."
+    if isinstance(error, UnpicklingError): return "no weights, or code among them: nothing of it ran"
+    damaged = isinstance(error, (EOFError, SafetensorError, *kinds)) or "PytorchStreamReader" in str(error)
+    return (str(error) or type(error).__name__).splitlines()[0] if damaged else ""
+
 # %% ../nbs/03_backbones.ipynb #ld2
 @contextmanager
 def _quiet_transformers():
@@ -381,12 +388,6 @@ def _quiet_transformers():
         if bars:
             transformers_logging.enable_progress_bar()
 
-def _unreadable(error, *kinds):
-    "Why weights cannot be read, where an error is about that (also one of some kinds); empty: it is not."
-    if isinstance(error, UnpicklingError): return "no weights, or code among them: nothing of it ran"
-    damaged = isinstance(error, (EOFError, SafetensorError, *kinds)) or "PytorchStreamReader" in str(error)
-    return (str(error) or type(error).__name__).splitlines()[0] if damaged else ""
-
 def _load_weights(config, path):
     "The encoder of a folder or hub id, float32. Raises `BackboneError` unless all its weights are there."
     only_encoder = {r"^(model\.)?encoder\.": ""} if config.model_type == "whisper" else None
@@ -395,7 +396,7 @@ def _load_weights(config, path):
             path, config=config, dtype=torch.float32, key_mapping=only_encoder, output_loading_info=True,
             ignore_mismatched_sizes=True)
     except Exception as e:
-        if not (why := _unreadable(e, OSError)): raise
+        if not (why := unreadable(e, OSError)): raise
         raise BackboneError(f"{path}: the weights cannot be read ({why}). Download the checkpoint "
                             "again.") from None
     missing = {k for k in info["missing_keys"] if "masked_spec_embed" not in k}

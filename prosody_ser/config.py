@@ -83,8 +83,8 @@ def _check_settings(
             most = _LARGEST if isinstance(v, int) else 1e38             # of float32
             low, high = _MINIMUM.get(f.name, 0), _MAXIMUM.get(f.name, most)
             if not low <= v <= high:
-                most = f" to {high}" if f.name in _MAXIMUM or v > high else ""
-                raise ConfigError(f"--{f.name} {v} is out of range; give a value from {low}{most}.")
+                end = f" to {high}" if f.name in _MAXIMUM or v > high else ""
+                raise ConfigError(f"--{f.name} {v} is out of range; give a value from {low}{end}.")
 
 # %% ../nbs/01_config.ipynb #path2
 def expand_path(

@@ -481,8 +481,10 @@ def emotion_ids(utterances, names):
     for u in utterances:
         ids.append(-100 if u.emotion is None else found.get(u.emotion, u.emotion))
         if isinstance(ids[-1], str) or ids[-1] >= len(names):
+            count = "" if isinstance(ids[-1], str) else ", counted from 0"
             raise ManifestError(f"{u.source}: unknown emotion {u.emotion!r}; the {len(names)} classes are "
-                                f"{', '.join(names)}. Correct the label, or give all by --emotion_names.")
+                                f"{', '.join(names)}{count}. Correct the label, or give all by "
+                                "--emotion_names.")
     return ids
 
 # %% ../nbs/00_data.ipynb #c034

@@ -31,7 +31,7 @@ from prosody_ser.config import (
 )
 
 from . import alignment, decoding
-from .backbones import ENCODERS, Backbone, _unreadable, build_encoder, encoder_config, load_encoder
+from .backbones import ENCODERS, Backbone, build_encoder, encoder_config, load_encoder, unreadable
 from .ctc import global_mean, regularised_ctc, world_size
 from .heads import CTCHead, ProsodyHead, SERHead, emotion_losses, normalise_layers
 from .tokenizer import SentencePieceTokenizer, TokenizerError
@@ -434,7 +434,7 @@ def _load_folder(path):
     try:
         model, info = ProsodySER.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
     except Exception as e:
-        if not (why := _unreadable(e, OSError)): raise
+        if not (why := unreadable(e, OSError)): raise
         raise CheckpointError(f"{path}: the weights cannot be read ({why}). Copy the checkpoint "
                               "again.") from None
     if wrong := sorted([*info["missing_keys"], *info["unexpected_keys"]]):

@@ -29,7 +29,7 @@ from prosody_ser.batches import (
 )
 
 from .audio import SAMPLING_RATE
-from .backbones import _unreadable
+from .backbones import unreadable
 from .config import TASKS, ConfigError, TrainingError
 from .ctc import world_size
 from .evaluation import ctc_advice, score, write_predictions
@@ -51,7 +51,7 @@ class _DurationBatches:
             dataset, batch_sampler=batches, collate_fn=self.data_collator,
             num_workers=a.dataloader_num_workers, persistent_workers=a.dataloader_persistent_workers,
             pin_memory=a.dataloader_pin_memory, prefetch_factor=a.dataloader_prefetch_factor,
-            worker_init_fn=leave_interrupts_to_main)
+            worker_init_fn=leave_interrupts_to_main, generator=torch.Generator())
         loader = prepare_data_loader(loader, a.device, num_processes=1, process_index=0, put_on_device=True)
         self.__dict__.setdefault("loaders", WeakSet()).add(loader)
         return loader
@@ -520,7 +520,7 @@ def _read_safely(checkpoint):
     try:
         yield
     except Exception as e:
-        if not (why := _unreadable(e)): raise
+        if not (why := unreadable(e)): raise
         raise CheckpointError(f"{checkpoint}: cannot be read safely ({why}). Move it away, and --resume "
                               "goes on from the one before; without any, start anew.") from None
 

@@ -1,5 +1,6 @@
 """Fixtures: a corpus small enough to train on in a second, and the real data where it is at hand."""
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,25 @@ def write_corpus(folder):
 def corpus(tmp_path_factory):
     """A folder with audio and train/val/test manifests."""
     return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture
+def command(capsys):
+    """Runs the console script within this process: its exit code, and what it printed."""
+    from prosody_ser.cli import main
+
+    def run(*argv):
+        code = 0
+        try:
+            main(list(map(str, argv)))
+        except SystemExit as e:
+            code = e.code or 0
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+            code = 1
+        out, err = capsys.readouterr()
+        return code, out + err
+    return run
 
 
 def write(path, rows):

@@ -262,7 +262,8 @@ def test_killed_at_any_moment(forge, home, tmp_path, name):
             kills += 1
         is_same(tmp_path / "unbroken", tmp_path / place, "best_model", *["selected_model"] * ("refit" in settings))
         for run in (tmp_path / place).rglob("run_files.json"):
-            assert not [p.name for p in run.parent.iterdir() if p.name.endswith((".new", ".old", "refit", ".in_use"))]
+            if run.parent.name.startswith("earlier-"): continue            # a run that was killed in its refit lies there as it was
+            assert not [p.relative_to(tmp_path) for p in run.parent.iterdir() if p.name.endswith((".new", ".old", "refit", ".in_use"))]
     if name == "cache":
         from prosody_ser.model import load_checkpoint  # noqa: F401
         for cache in tmp_path.glob("cache-*"):

@@ -267,15 +267,15 @@ def test_a_loss_that_is_no_number(corpus, tmp_path, monkeypatch):
     trainer, losses = build_trainer(c, build_model(c, data["train"], prepare_tokenizer(c, data["train"].utterances)), data), []
     monkeypatch.setattr(Trainer, "training_step", lambda *args: torch.tensor(losses.pop(0)))
     losses[:] = [1.0, float("inf")]
-    trainer.training_step(None, None)
+    trainer.training_step(trainer.model, None)
     with pytest.raises(TrainingError, match="not a finite number at step 1"):
-        trainer.training_step(None, None)
+        trainer.training_step(trainer.model, None)
     trainer.args.fp16, trainer.diverged = True, 0
     losses[:] = [float("nan")] * MTLTrainer.fp16_patience + [1.0] + [float("nan")] * (MTLTrainer.fp16_patience + 1)
     for _ in range(2 * MTLTrainer.fp16_patience + 1):
-        trainer.training_step(None, None)
+        trainer.training_step(trainer.model, None)
     with pytest.raises(TrainingError):
-        trainer.training_step(None, None)
+        trainer.training_step(trainer.model, None)
 
 
 def test_alpha_lr(corpus, tmp_path):

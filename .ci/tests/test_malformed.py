@@ -34,23 +34,18 @@ def training(corpus, folder, **more):
     return ["train", *flags(**dict(audio_base_path=corpus, **manifests, save_dir=folder / "run", tokenizer_path=folder / "tok.model") | QUICK | more)]
 
 
-def told(argv, capsys):
+def told(argv, command):
     """Exit code and text of a command. Whatever is raised but SystemExit is a traceback, and fails the test."""
-    begin, code = time.process_time(), 0
-    try:
-        main(list(map(str, argv)))
-    except SystemExit as e:
-        code = e.code
-    out = capsys.readouterr()
+    begin = time.process_time()
+    code, text = command(*argv)
     assert time.process_time() - begin < 5
-    text = f"{code}\n" + out.out + out.err if isinstance(code, str) else out.out + out.err
     assert "Traceback" not in text
-    return (1 if isinstance(code, str) else code or 0), text
+    return code, text
 
 
-def refused(argv, capsys, *parts):
+def refused(argv, command, *parts):
     """The command ends with an error that holds these parts."""
-    code, text = told(argv, capsys)
+    code, text = told(argv, command)
     assert code, f"accepted: {text[-500:]}"
     missing = [p for p in map(str, parts) if p.lower() not in text.lower()]
     assert not missing, f"{missing} not in: {text[-1500:]}"
@@ -85,7 +80,7 @@ ROWS = [pytest.param(field, *case, int(RNG.integers(12)), id=f"{field}-{i}") for
 
 
 @pytest.mark.parametrize("field, value, end, expected, at", ROWS)
-def test_field(corpus, tmp_path, capsys, field, value, end, expected, at):
+def test_field(corpus, tmp_path, command, field, value, end, expected, at):
     """A row whose field holds something else; the message names file and line."""
     rows = read(corpus / "train.jsonl")
     rows[at] |= dict(words=["me", "kɔ"], prosody_annotations=[0, 1], start=0.0, end=0.7)
@@ -94,7 +89,7 @@ def test_field(corpus, tmp_path, capsys, field, value, end, expected, at):
         del rows[at][field]
     path = write(tmp_path / "m.jsonl", rows)
     if end == "refused":
-        refused(training(corpus, tmp_path, train_jsonl=path), capsys, f"{path}:{at + 1}", expected)
+        refused(training(corpus, tmp_path, train_jsonl=path), command, f"{path}:{at + 1}", expected)
     else:
         assert getattr(read_manifest(path)[at], field) == expected
 
@@ -127,22 +122,22 @@ FILES = {                                            # what is no manifest at al
 
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("kind", LINES)
-def test_line(corpus, tmp_path, capsys, kind, split):
+def test_line(corpus, tmp_path, command, kind, split):
     path = tmp_path / "m.jsonl"
     path.write_bytes(LINES[kind]((corpus / f"{split}.jsonl").read_bytes().splitlines()))
-    refused(training(corpus, tmp_path, **{f"{split}_jsonl": path}), capsys, path if "NUL" in kind else f"{path}:4")    # a text has no NUL
+    refused(training(corpus, tmp_path, **{f"{split}_jsonl": path}), command, path if "NUL" in kind else f"{path}:4")    # a text has no NUL
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_file(corpus, tmp_path, capsys, kind):
+def test_file(corpus, tmp_path, command, kind):
     path = tmp_path / "m.jsonl"
     path.write_bytes(FILES[kind])
-    refused(training(corpus, tmp_path, train_jsonl=path), capsys, path)
+    refused(training(corpus, tmp_path, train_jsonl=path), command, path)
 
 
 @pytest.mark.parametrize("path", ["", ".", "nowhere.jsonl", "a" * 300 + ".jsonl", "m\n.jsonl", "https://example.org/m.jsonl"])
-def test_manifest_path(corpus, tmp_path, capsys, path):
-    refused(training(corpus, tmp_path, train_jsonl=path), capsys, "manifest")
+def test_manifest_path(corpus, tmp_path, command, path):
+    refused(training(corpus, tmp_path, train_jsonl=path), command, "manifest")
 
 
 # ---- sound files: every damage is refused, or the right sound is heard; what is heard in part is told
@@ -191,7 +186,7 @@ def test_sound_file(tmp_path, ending, damage):
 # ---- tokenizers
 
 @pytest.mark.parametrize("kind", ["empty", "random", "zeros", "PNG", "HTML", "pickle", "number", "LFS pointer", "folder", "half", "text"])
-def test_tokenizer(corpus, tmp_path, capsys, kind):
+def test_tokenizer(corpus, tmp_path, command, kind):
     path = tmp_path / "tok.model"
     if kind == "folder":
         path.mkdir()
@@ -200,7 +195,7 @@ def test_tokenizer(corpus, tmp_path, capsys, kind):
         path.write_bytes(path.read_bytes()[:-200])
     else:
         path.write_bytes(FILES[kind])
-    refused(training(corpus, tmp_path), capsys, path)
+    refused(training(corpus, tmp_path), command, path)
 
 
 # ---- models
@@ -221,23 +216,23 @@ def test_names_of_model_files(model):
     assert set(MODEL_FILES) <= {p.name for p in model.iterdir()}, sorted(p.name for p in model.iterdir())
 
 
-def test_a_file_for_other_programs(corpus, model, tmp_path, capsys):
+def test_a_file_for_other_programs(corpus, model, tmp_path, command):
     """preprocessor_config.json is for them; without it the answer is the same."""
     shutil.copytree(model, tmp_path / "m", ignore=shutil.ignore_patterns("preprocessor_config.json"))
-    one, other = (told(["predict", "--checkpoint_path", m, corpus / "test0.wav"], capsys)[1].splitlines()[-1] for m in (model, tmp_path / "m"))
+    one, other = (told(["predict", "--checkpoint_path", m, corpus / "test0.wav"], command)[1].splitlines()[-1] for m in (model, tmp_path / "m"))
     assert "transcript" in one and json.loads(one) == json.loads(other)
 
 
 @pytest.mark.parametrize("damage", MODEL_DAMAGE)
 @pytest.mark.parametrize("name", MODEL_FILES)
-def test_model_file(corpus, model, tmp_path, capsys, name, damage):
+def test_model_file(corpus, model, tmp_path, command, name, damage):
     shutil.copytree(model, tmp_path / "m")
     file = tmp_path / "m" / name
     if MODEL_DAMAGE[damage] is None:
         file.unlink()
     else:
         file.write_bytes(MODEL_DAMAGE[damage](file.read_bytes()))
-    refused(["predict", "--checkpoint_path", tmp_path / "m", corpus / "test0.wav"], capsys, tmp_path / "m")
+    refused(["predict", "--checkpoint_path", tmp_path / "m", corpus / "test0.wav"], command, tmp_path / "m")
 
 
 # ---- settings
@@ -261,8 +256,8 @@ SETTINGS = [(f.name, v) for f in fields(TrainConfig) for v in bad_values(f)]
 
 
 @pytest.mark.parametrize("name, value", SETTINGS)
-def test_setting(corpus, tmp_path, capsys, name, value):
-    refused(training(corpus, tmp_path, **{name: value}), capsys, f"--{name}")
+def test_setting(corpus, tmp_path, command, name, value):
+    refused(training(corpus, tmp_path, **{name: value}), command, f"--{name}")
 
 
 WRONG_TYPES = [(f.name, v) for f in fields(TrainConfig) for v in ({"a": 1}, [[]], object) if not (f.name == "emotion_names" and v == [[]])]
@@ -279,8 +274,8 @@ def test_keyword(corpus, tmp_path, name, value):
 @pytest.mark.parametrize("argv", [[], ["trian"], ["train"], ["train", "--nosuch", "1"], ["train", "--num_epoch=3"], ["train", "x"], ["predict"], ["predict", "--checkpoint_path", "nowhere", "a.wav"], ["audit"], ["audit", "no.jsonl"],
                                   ["evaluate"], ["evaluate", "--checkpoint_path", "nowhere"], ["compare", "a", "b"], ["gather", "nowhere"], ["lm"], ["tokenizer"], ["memory", "--backbone", "nosuch"], ["crossval"]],
                          ids=" ".join)
-def test_command(capsys, argv):
-    refused(argv, capsys)
+def test_command(command, argv):
+    refused(argv, command)
 
 
 def test_how_many():

@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import shutil
-import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -24,19 +23,6 @@ from prosody_ser.model import CheckpointError, load_checkpoint
 from prosody_ser.run import Run
 
 SOURCES = sorted((ROOT / "prosody_ser").glob("*.py"))
-
-
-def run(*argv, capsys):
-    """A command within this process: its exit code, and what it printed."""
-    code = 0
-    try:
-        main(list(map(str, argv)))
-    except SystemExit as e:
-        code = e.code if isinstance(e.code, int | None) else 1
-        if isinstance(e.code, str):
-            print(e.code, file=sys.stderr)
-    out, err = capsys.readouterr()
-    return code or 0, out + err
 
 
 # ---------------------------------------------------------------------------------------------------------- the source
@@ -118,7 +104,7 @@ def trained(corpus, tmp_path_factory):
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("form", ["plain", "archive"])
-def test_a_malicious_checkpoint_is_refused(trained, tmp_path, form, capsys):
+def test_a_malicious_checkpoint_is_refused(trained, tmp_path, form, command):
     """A best_model.pt, and a folder with weights in a pickle, of a model or of a backbone: one line says what to do, and nothing runs."""
     mark = tmp_path / "mark"
     evil(mark, tmp_path / "best_model.pt", form)
@@ -131,7 +117,7 @@ def test_a_malicious_checkpoint_is_refused(trained, tmp_path, form, capsys):
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_checkpoint(model)
     for file in tmp_path / "best_model.pt", model:
-        code, printed = run("predict", tmp_path / "any.wav", "--checkpoint_path", file, capsys=capsys)
+        code, printed = command("predict", tmp_path / "any.wav", "--checkpoint_path", file)
         assert code == 1 and printed.count("\n") <= 2 and "error: " in printed and "Traceback" not in printed, printed
     from transformers import Wav2Vec2Config, Wav2Vec2Model
     Wav2Vec2Model(Wav2Vec2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64, conv_dim=[16] * 7, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4)).save_pretrained(tmp_path / "xlsr")
@@ -143,7 +129,7 @@ def test_a_malicious_checkpoint_is_refused(trained, tmp_path, form, capsys):
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin", "pytorch_model.bin"])
-def test_a_malicious_checkpoint_is_not_resumed(corpus, trained, tmp_path, name, capsys):
+def test_a_malicious_checkpoint_is_not_resumed(corpus, trained, tmp_path, name, command):
     """Whatever file of a checkpoint is a malicious pickle: nothing of it runs, and it is told which checkpoint it is."""
     shutil.copytree(trained / "run", tmp_path / "run")
     checkpoint, mark = Run(tmp_path / "run").latest_checkpoint(), tmp_path / "mark"
@@ -152,7 +138,7 @@ def test_a_malicious_checkpoint_is_not_resumed(corpus, trained, tmp_path, name, 
     if name == "pytorch_model.bin":
         (checkpoint / "model.safetensors").unlink()
     argv = on(corpus, tmp_path / "run", tokenizer_path=trained / "tok.model", num_epochs=3, resume=True)
-    code, printed = run(*argv, capsys=capsys)
+    code, printed = command(*argv)
     assert not mark.exists()
     assert "Traceback" not in printed
     if name == "training_args.bin":                              # never read
@@ -162,13 +148,13 @@ def test_a_malicious_checkpoint_is_not_resumed(corpus, trained, tmp_path, name, 
         assert code == 1 and said in printed, printed
 
 
-def test_a_cut_checkpoint_is_not_resumed(corpus, trained, tmp_path, capsys):
+def test_a_cut_checkpoint_is_not_resumed(corpus, trained, tmp_path, command):
     """A file that lost its end is told in the same way."""
     shutil.copytree(trained / "run", tmp_path / "run")
     checkpoint = Run(tmp_path / "run").latest_checkpoint()
     data = (checkpoint / "optimizer.pt").read_bytes()
     (checkpoint / "optimizer.pt").write_bytes(data[:len(data) // 2])
-    code, printed = run(*on(corpus, tmp_path / "run", tokenizer_path=trained / "tok.model", num_epochs=3, resume=True), capsys=capsys)
+    code, printed = command(*on(corpus, tmp_path / "run", tokenizer_path=trained / "tok.model", num_epochs=3, resume=True))
     assert code == 1 and str(checkpoint) in printed and "cannot be read safely" in printed and "Traceback" not in printed, printed
 
 
@@ -215,13 +201,13 @@ def outside(corpus, tmp_path_factory):
     return top
 
 
-def test_names_of_a_manifest_are_no_places(outside, capsys):
+def test_names_of_a_manifest_are_no_places(outside, command):
     """Training with all trackers of files, a cache and timelines, evaluation, prediction with pictures, audit with fixes: each writes into the folders it was given."""
     base, work = outside / "a/b/corpus", outside / "a/b/work"
     work.mkdir()
     before = everything(outside)
     argv = on(base, work / "run", tokenizer_path=work / "tok.model", freeze_backbone=True, feature_cache=work / "cache", report_to="tensorboard", track_audio=True)
-    code, printed = run(*argv, capsys=capsys)
+    code, printed = command(*argv)
     assert code == 0, printed
     assert (work / "run/test/report.html").is_file() and list((work / "cache").rglob("*.bin"))
     best, audio = work / "run/best_model", [base / r["audio_filepath"] for r in read(base / "test.jsonl")]
@@ -230,7 +216,7 @@ def test_names_of_a_manifest_are_no_places(outside, capsys):
             "predict": ["predict", *audio, "--checkpoint_path", best, "--plot_dir", work / "plots"],
             "audit": ["audit", *(base / f"{s}.jsonl" for s in ("train", "val", "test")), "--audio_base_path", base, "--fix", work / "fixed", "--plot", work / "audit.png"]}
     for name, job in jobs.items():
-        code, printed = run(*job, capsys=capsys)
+        code, printed = command(*job)
         assert "Traceback" not in printed and (code == 0 or name == "audit"), printed
     assert len(list((work / "plots").iterdir())) == len(set(map(os.path.normpath, audio)))
     assert len(list((work / "fixed").iterdir())) == 3 and (work / "audit.png").is_file()
@@ -238,13 +224,13 @@ def test_names_of_a_manifest_are_no_places(outside, capsys):
     assert not [p for p in work.rglob("*") if p.is_symlink() or not p.resolve().is_relative_to(work.resolve())]
 
 
-def test_pictures_of_other_folders_have_other_names(trained, corpus, tmp_path, capsys):
+def test_pictures_of_other_folders_have_other_names(trained, corpus, tmp_path, command):
     """No picture takes the place of another, whatever the folders are called; none is put elsewhere."""
     files = [tmp_path / "in" / name for name in ("a/b/x.wav", "a-b/x.wav", "a/b-x.wav", "x.wav", "../x.wav", "x.flac", "a/X.wav")]
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(corpus / "test0.wav", file)
-    code, printed = run("predict", *files, "--checkpoint_path", trained / "run/best_model", "--plot_dir", tmp_path / "plots", capsys=capsys)
+    code, printed = command("predict", *files, "--checkpoint_path", trained / "run/best_model", "--plot_dir", tmp_path / "plots")
     assert code == 0, printed
     names = [p.name.casefold() for p in (tmp_path / "plots").iterdir()]
     assert len(set(names)) == len(files) and {p.suffix for p in (tmp_path / "plots").iterdir()} == {".png"}

@@ -1,7 +1,6 @@
 """Text from anywhere: encodings, JSON of any form, special pieces, unknown words, words that were never said."""
 import io
 import json
-import sys
 import warnings
 
 import numpy as np
@@ -11,7 +10,6 @@ import torch
 from conftest import SHARED, needs, read, write
 
 from prosody_ser.audit import audit_manifests, fix_manifest
-from prosody_ser.cli import main
 from prosody_ser.config import TrainConfig
 from prosody_ser.data import ManifestError, clean, read_manifest, read_rows, read_sentences, rows_digest
 from prosody_ser.decoding import LMError, WordLM, train_lm
@@ -27,19 +25,6 @@ ROWS = [dict(audio_filepath=f"{i}.wav", words=words, emotion="joy") for i, words
 TEXT = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in ROWS)
 FORMS = {"lines": TEXT, "windows": TEXT.replace("\n", "\r\n"), "array": json.dumps(ROWS), "array, a row a line": "[" + TEXT.strip().replace("\n", ",\n") + "]",
          "pretty": json.dumps(ROWS, indent=2), "pretty objects": "\n".join(json.dumps(r, indent=1) for r in ROWS), "blank before": "\n \n" + TEXT}
-
-
-def command(*argv, capsys):
-    """Runs the console script within this process: exit code, what it printed."""
-    code = 0
-    try:
-        main(list(map(str, argv)))
-    except SystemExit as e:
-        code = e.code if isinstance(e.code, int | None) else 1
-        if isinstance(e.code, str):
-            print(e.code, file=sys.stderr)
-    out, err = capsys.readouterr()
-    return code or 0, out + err
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -81,7 +66,7 @@ def test_what_is_no_manifest(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["text.txt", "text.jsonl", "text.json", "text"])
-def test_lm_and_tokenizer_learn_words_alone(tmp_path, capsys, name):
+def test_lm_and_tokenizer_learn_words_alone(tmp_path, command, name):
     """From a manifest of any form and name, or from text, the same model and the same pieces: never JSON, marks or invisible letters."""
     plain, models = "\n".join(" ".join(r["words"]) for r in ROWS) + "\n", []
     odd = plain.replace("kɔ fie", "k\u200bɔ\u2028fie\x85").replace("bra", "\x0bbra\u00ad")
@@ -89,14 +74,14 @@ def test_lm_and_tokenizer_learn_words_alone(tmp_path, capsys, name):
         (tmp_path / name).write_bytes(data if isinstance(data, bytes) else data.encode())
         for argv in (["lm", tmp_path / name, "--lm_path", tmp_path / "m.arpa", "--order", 2],
                      ["tokenizer", tmp_path / name, "--tokenizer_path", tmp_path / "m.model", "--model_type", "char", "--vocab_size", 30]):
-            assert command(*argv, capsys=capsys)[0] == 0
+            assert command(*argv)[0] == 0
         models.append(((tmp_path / "m.arpa").read_text(encoding="utf-8"), (tmp_path / "m.model").read_bytes()))
     assert models == models[:1] * len(models)
     assert "\tkɔ fie" in models[0][0] and "audio" not in models[0][0] and "\ufeff" not in models[0][0]
     for data, said in {"bra café".encode("latin-1"): f"{name}:1: not UTF-8", b"\0\0\xff" * 9: "binary file", b'["bra", "fie"]': "must be a JSON object"}.items():
         (tmp_path / name).write_bytes(data)
         for argv in (["lm", tmp_path / name, "--lm_path", tmp_path / "m.arpa"], ["tokenizer", tmp_path / name, "--tokenizer_path", tmp_path / "m.model"]):
-            code, printed = command(*argv, capsys=capsys)
+            code, printed = command(*argv)
             assert code == 1 and said in printed and "Traceback" not in printed
 
 
