@@ -39,8 +39,9 @@ def _one_line(text):
 
 def _in_order(words, start, end):
     "Words with an interval each between start and end, and those for which none is left."
-    placed, lost, at = [], [], start
-    for word in sorted(words, key=lambda w: w["start"]):
+    timed = [w for w in words if w.get("start") is not None]
+    placed, lost, at = [], [w["word"] for w in words if w not in timed], start
+    for word in sorted(timed, key=lambda w: w["start"]):
         first, last = max(at, start + word["start"]), min(end, start + word["end"])
         if round(last - first, 3) <= 0:
             lost.append(word["word"])
@@ -67,8 +68,9 @@ def tiers_of(
     tiers["words"] = [Interval(a, b, _one_line(w["word"])) for w, a, b in placed]
     if any("prominence" in w for w in words):
         tiers["prominence"] = [Interval(a, b, f"{w['prominence']:.2f}") for w, a, b in placed]
-    left_out = f"{len(lost)} words that last no time are left out, such as {lost[0]!r}" if lost else ""
-    return Tiers(tiers, start, end, left_out, [w.get("prominent", False) for w, *_ in placed])
+    told = f"{len(lost)} of {len(words)} words have no time of their own and are left out: " + ", ".join(lost)
+    marks = [w.get("prominent", False) for w, *_ in placed]
+    return Tiers(tiers, start, end, told if lost else "", marks)
 
 # %% ../nbs/06d_formats.ipynb #textgrid
 def _filled(intervals, end):
@@ -90,7 +92,8 @@ def to_textgrid(
     for n, (name, intervals) in enumerate(tiers.items(), 1):
         filled = _filled(intervals, tiers.end)
         lines += [f"    item [{n}]:", '        class = "IntervalTier"', f'        name = "{name}"',
-                  "        xmin = 0", f"        xmax = {tiers.end}", f"        intervals: size = {len(filled)}"]
+                  "        xmin = 0",
+                  f"        xmax = {tiers.end}", f"        intervals: size = {len(filled)}"]
         for k, (start, end, text) in enumerate(filled, 1):
             quoted = text.replace('"', '""')
             lines += [f"        intervals [{k}]:", f"            xmin = {start}",
