@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .alignment import MIN_ALIGNMENT_SCORE, alignment_scores
 from prosody_ser.audio import (
     SAMPLING_RATE,
     audio_path,
@@ -30,6 +29,8 @@ from prosody_ser.audio import (
     load_utterance,
     plot_utterance,
 )
+
+from .alignment import MIN_ALIGNMENT_SCORE, alignment_scores
 from .batches import batches_by_length
 from .data import Utterance, groups_of
 from .decoding import DECODERS, blank_stats
@@ -275,8 +276,8 @@ class Predictor(_Answers):
              batch_size=16,     # recordings that are encoded together, at most
              keep_errors=False, # yield the error of a recording that cannot be used, in its place
     ):
-        """Yields a `Prediction` for each, in their order, each the same as alone. Of an iterable a few batches
-        are read ahead. Raises `ManifestError` for a file that cannot be used, after those before it."""
+        """Yields a `Prediction` for each, in their order, each the same as alone. A few batches are read
+        ahead. Raises `ManifestError` for a file that cannot be used, after those before it."""
         items = iter(audio)
         while window := self._window(items, sampling_rate, batch_size):
             ready = {i: x for i, x in enumerate(window) if isinstance(x, Exception)}
