@@ -184,42 +184,42 @@ def _gather(config):
 @dataclass(kw_only=True)
 class _PredictConfig(DecodingSettings):
     "Print emotion, transcript and prominent words of audio files, one JSON object a line."
-    audio: list[str] = setting(MISSING, "audio files", positional=True, path=True)
-    checkpoint_path: str = setting(MISSING, "best_model folder, best_model.pt, or hub id", path=True)
+    audio: list[str] = setting([], "the model, then files, folders, 'patterns', manifests, or - ; "
+                               "none: names on standard input", positional=True, path=True)
+    checkpoint_path: str | None = setting(
+        None, "best_model folder, best_model.pt, or hub id, where it is not named first", path=True)
     device: str | None = setting(None, "cuda or cpu; default: a GPU if there is one", choices=["cuda", "cpu"])
+    batch_size: int = setting(16, "recordings that are heard together, at most")
+    audio_base_path: str | None = setting(None, "folder of manifests' audio; default: theirs", path=True)
+    out: str | None = setting(None, "folder for the answers; default: standard output", path=True)
+    format: str = setting("jsonl", "how answers are written",
+                          choices=["jsonl", "csv", "textgrid", "srt", "eaf", "audacity"])
+    resume: bool = setting(False, "go on with what is in --out: what is done there is skipped")
+    plot: bool = setting(False, "also draw a timeline of each recording into --out")
     plot_dir: str | None = setting(None, "also draw a timeline of each file into this folder", path=True)
+    table: bool = setting(False, "print a table for people")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.checkpoint_path is None and self.audio and _is_model(self.audio[0]):
+            self.checkpoint_path, *self.audio = self.audio
+        if self.checkpoint_path is None:
+            raise ConfigError("name the model: prosody-ser predict MODEL FILES (a best_model folder, or a "
+                              "best_model.pt), or --checkpoint_path MODEL.")
+        if (self.resume or self.plot) and not self.out:
+            raise ConfigError(f"--{'resume' if self.resume else 'plot'} needs a folder: --out FOLDER.")
+
+def _is_model(path):
+    "Whether a path is a model of ours on this machine: nothing else that is named is one."
+    config = Path(path)/"config.json"
+    if config.is_file(): return '"prosody_ser"' in config.read_text(encoding="utf-8", errors="replace")
+    return path.endswith(".pt") and os.path.isfile(path)
 
 def _predict(config):
-    from prosody_ser.decoding import decoder_options
-    from prosody_ser.folder import save_figure, to_json
-    from prosody_ser.inference import Predictor
-    from prosody_ser.model import load_checkpoint
-    from prosody_ser.text import ManifestError
-    model, failed = load_checkpoint(config.checkpoint_path), 0
-    if config.plot_dir:
-        Path(config.plot_dir).mkdir(parents=True, exist_ok=True)         # or tell at once
-    decoder = decoder_options(config, model.processor.tokenizer)
-    predictor = Predictor(model, config.device, config.decode_method, **decoder)
-    for file in config.audio:
-        try:
-            found = predictor(file)
-        except ManifestError as e:                                       # the others may be fine
-            print(f"error: {e}", file=sys.stderr)
-            failed += 1
-            continue
-        print(to_json(dict(audio_filepath=file) | found, ensure_ascii=False), flush=True)
-        if config.plot_dir:
-            save_figure(found.plot(), _picture_path(config.plot_dir, file, config.audio), 120)
+    from prosody_ser.predict import predict_files
+    failed, total = predict_files(config)
     if failed:
-        sys.exit(f"{failed} of {len(config.audio)} files could not be used")
-
-def _picture_path(folder, file, files):
-    "Where a file's picture goes: under its own name, else with its folders, else with its number, too."
-    whole = {f: "-".join(p for p in Path(f).parts if p not in ("/", ".")) for f in files}
-    for names in ({f: Path(f).stem for f in files}, whole):
-        if sum(n.casefold() == names[file].casefold() for n in names.values()) == 1:
-            return Path(folder)/f"{names[file]}.png"
-    return Path(folder)/f"{1 + files.index(file)}-{whole[file]}.png"
+        sys.exit(f"{failed} of {total} files could not be used")
 
 # %% ../nbs/12_cli.ipynb #auditcmd
 @dataclass(kw_only=True)

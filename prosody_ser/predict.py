@@ -21,10 +21,6 @@ from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
-from .audio import audio_path
-from .config import DECODING_SETTINGS, ConfigError
-from .data import Utterance, read_rows
-from .files import find_audio
 from prosody_ser.folder import (
     FolderError,
     one_writer,
@@ -34,6 +30,11 @@ from prosody_ser.folder import (
     write_new,
     write_whole,
 )
+
+from .audio import audio_path
+from .config import DECODING_SETTINGS, ConfigError
+from .data import Utterance, read_rows
+from .files import find_audio
 from .formats import FORMATS, tiers_of, to_csv
 from .text import ManifestError
 
@@ -301,7 +302,7 @@ def _jobs(config, rows):
     folder = _OutFolder(config.out, rows, keys, config.format, config.plot, config.resume)
     jobs, seen = [], set(folder.done)
     for job in map(_Job, rows, keys, names):
-        if job.key is None or job.key not in seen:                       # one that is named twice is heard once
+        if job.key is None or job.key not in seen:                       # named twice it is heard once
             jobs.append(job)
         seen.add(job.key)
     return jobs, folder
@@ -324,7 +325,9 @@ def _outlets(config, folder):
     if show:
         yield lambda job, record, found: show(record)
     if config.plot_dir:
-        yield lambda job, record, found: save_figure(found.plot(), Path(config.plot_dir)/f"{job.name}.png", 120)
+        place = Path(config.plot_dir)
+        place.mkdir(parents=True, exist_ok=True)                         # or tell at once
+        yield lambda job, record, found: save_figure(found.plot(), place/f"{job.name}.png", 120)
 
 # %% ../nbs/06c_predict.ipynb #run2
 def _predict_jobs(config, jobs, folder, tell):
@@ -337,7 +340,7 @@ def _predict_jobs(config, jobs, folder, tell):
             tell(f"error: {answer}")
             yield False
             continue
-        record = dict(audio_filepath=job.row.audio_filepath) | {f: getattr(job.row, f) for f in fields} | answer
+        record = {f: getattr(job.row, f) for f in ("audio_filepath", *fields)} | answer
         if config.format in FORMATS and (note := tiers_of(record).left_out):
             tell(f"{job.row.audio_filepath}: {note}")
         for outlet in outlets:
