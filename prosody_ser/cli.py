@@ -393,7 +393,7 @@ def main(
     argv=None, # list of arguments; None: those of the process
 ):
     "The console script prosody-ser."
-    argv = sys.argv[1:] if argv is None else list(argv)
+    argv, own = sys.argv[1:] if argv is None else list(argv), argv is None
     lines = "\n".join(f"  {name:12}{c.about or c.settings.__doc__}" for name, c in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="prosody-ser", usage="prosody-ser COMMAND [--help] ...", epilog=f"commands:\n{lines}",
@@ -409,7 +409,13 @@ def main(
         config = parse_args(command.settings, argv[1:], f"prosody-ser {name}", **about)
     os.environ["MPLBACKEND"] = "Agg"        # what a notebook's shell has left there may not exist here
     from prosody_ser.folder import run_command
-    run_command(lambda: (quiet_libraries(), command.run(config)))
+    def job():
+        if own and name == "predict":
+            from prosody_ser.predict import lean_process
+            lean_process()
+        quiet_libraries()
+        command.run(config)
+    run_command(job)
 
 # %% ../nbs/12_cli.ipynb #16pagesc006
 # Of every page, beside its settings: name -> type, default, help.
