@@ -201,19 +201,14 @@ class _PredictConfig(DecodingSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.checkpoint_path is None and self.audio and _is_model(self.audio[0]):
-            self.checkpoint_path, *self.audio = self.audio
+        if self.checkpoint_path is None and self.audio:
+            from prosody_ser.predict import split_model
+            self.checkpoint_path, self.audio = split_model(self.audio)
         if self.checkpoint_path is None:
             raise ConfigError("name the model: prosody-ser predict MODEL FILES (a best_model folder, or a "
                               "best_model.pt), or --checkpoint_path MODEL.")
         if (self.resume or self.plot) and not self.out:
             raise ConfigError(f"--{'resume' if self.resume else 'plot'} needs a folder: --out FOLDER.")
-
-def _is_model(path):
-    "Whether a path is a model of ours on this machine: nothing else that is named is one."
-    config = Path(path)/"config.json"
-    if config.is_file(): return '"prosody_ser"' in config.read_text(encoding="utf-8", errors="replace")
-    return path.endswith(".pt") and os.path.isfile(path)
 
 def _predict(config):
     from prosody_ser.predict import predict_files
@@ -409,13 +404,10 @@ def main(
         config = parse_args(command.settings, argv[1:], f"prosody-ser {name}", **about)
     os.environ["MPLBACKEND"] = "Agg"        # what a notebook's shell has left there may not exist here
     from prosody_ser.folder import run_command
-    def job():
-        if own and name == "predict":
-            from prosody_ser.predict import lean_process
-            lean_process()
-        quiet_libraries()
-        command.run(config)
-    run_command(job)
+    if own and name == "predict":
+        from prosody_ser.predict import _lean_process
+        _lean_process()
+    run_command(lambda: (quiet_libraries(), command.run(config)))
 
 # %% ../nbs/12_cli.ipynb #16pagesc006
 # Of every page, beside its settings: name -> type, default, help.
