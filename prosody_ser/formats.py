@@ -163,8 +163,10 @@ def to_eaf(
     audio=None, # path of the sound file, which ELAN opens with it
 ) -> str:
     "An ELAN annotation file; times in milliseconds of the audio file."
-    root = ET.Element("ANNOTATION_DOCUMENT", AUTHOR="", DATE="1970-01-01T00:00:00+00:00",
-                      FORMAT="3.0", VERSION="3.0")
+    root = ET.Element("ANNOTATION_DOCUMENT", AUTHOR="", DATE="1970-01-01T00:00:00+00:00", FORMAT="3.0",
+                      VERSION="3.0")
+    root.set("{http://www.w3.org/2001/XMLSchema-instance}noNamespaceSchemaLocation",
+             "http://www.mpi.nl/tools/elan/EAFv3.0.xsd")
     head = ET.SubElement(root, "HEADER", MEDIA_FILE="", TIME_UNITS="milliseconds")
     if audio:
         path = Path(audio).resolve()

@@ -422,4 +422,5 @@ def _lean_process():
     if _COMPILER[0] in sys.modules: return
     for name in _COMPILER:
         sys.modules[name] = _StandIn(name)
-    torch._dynamo, sys.modules[_COMPILER[1]].TransformGetItemToIndex = sys.modules[_COMPILER[0]], _real_getter
+    torch._dynamo, masks = (sys.modules[name] for name in _COMPILER)
+    masks.TransformGetItemToIndex = _real_getter
