@@ -417,7 +417,7 @@ def _lean_process():
     for name in ("scipy", "sklearn", "accelerate"):
         if name not in sys.modules:
             sys.modules[name] = None                                     # as if it were not installed
-    torch.distributed.is_available = bool                                # False, for those who ask from now on
+    torch.distributed.is_available = bool                                # False, whoever asks now
     torch.compile = _unchanged
     if _COMPILER[0] in sys.modules: return
     for name in _COMPILER:
