@@ -184,42 +184,37 @@ def _gather(config):
 @dataclass(kw_only=True)
 class _PredictConfig(DecodingSettings):
     "Print emotion, transcript and prominent words of audio files, one JSON object a line."
-    audio: list[str] = setting(MISSING, "audio files", positional=True, path=True)
-    checkpoint_path: str = setting(MISSING, "best_model folder, best_model.pt, or hub id", path=True)
+    audio: list[str] = setting([], "the model, then files, folders, 'patterns', manifests, or - ; "
+                               "none: names on standard input", positional=True, path=True)
+    checkpoint_path: str | None = setting(
+        None, "best_model folder, best_model.pt, or hub id, where it is not named first", path=True)
     device: str | None = setting(None, "cuda or cpu; default: a GPU if there is one", choices=["cuda", "cpu"])
+    batch_size: int = setting(16, "recordings that are heard together, at most")
+    audio_base_path: str | None = setting(None, "folder of manifests' audio; default: theirs", path=True)
+    out: str | None = setting(None, "folder for the answers; default: standard output", path=True)
+    format: str = setting("jsonl", "how answers are written",
+                          choices=["jsonl", "csv", "textgrid", "srt", "eaf", "audacity"])
+    resume: bool = setting(False, "go on with what is in --out: what is done there is skipped")
+    plot: bool = setting(False, "also draw a timeline of each recording into --out")
     plot_dir: str | None = setting(None, "also draw a timeline of each file into this folder", path=True)
+    table: bool = setting(False, "print a table for people")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.checkpoint_path is None and self.audio:
+            from prosody_ser.predict import split_model
+            self.checkpoint_path, self.audio = split_model(self.audio)
+        if self.checkpoint_path is None:
+            raise ConfigError("name the model: prosody-ser predict MODEL FILES (a best_model folder, or a "
+                              "best_model.pt), or --checkpoint_path MODEL.")
+        if (self.resume or self.plot) and not self.out:
+            raise ConfigError(f"--{'resume' if self.resume else 'plot'} needs a folder: --out FOLDER.")
 
 def _predict(config):
-    from prosody_ser.decoding import decoder_options
-    from prosody_ser.folder import save_figure, to_json
-    from prosody_ser.inference import Predictor
-    from prosody_ser.model import load_checkpoint
-    from prosody_ser.text import ManifestError
-    model, failed = load_checkpoint(config.checkpoint_path), 0
-    if config.plot_dir:
-        Path(config.plot_dir).mkdir(parents=True, exist_ok=True)         # or tell at once
-    decoder = decoder_options(config, model.processor.tokenizer)
-    predictor = Predictor(model, config.device, config.decode_method, **decoder)
-    for file in config.audio:
-        try:
-            found = predictor(file)
-        except ManifestError as e:                                       # the others may be fine
-            print(f"error: {e}", file=sys.stderr)
-            failed += 1
-            continue
-        print(to_json(dict(audio_filepath=file) | found, ensure_ascii=False), flush=True)
-        if config.plot_dir:
-            save_figure(found.plot(), _picture_path(config.plot_dir, file, config.audio), 120)
+    from prosody_ser.predict import predict_files
+    failed, total = predict_files(config)
     if failed:
-        sys.exit(f"{failed} of {len(config.audio)} files could not be used")
-
-def _picture_path(folder, file, files):
-    "Where a file's picture goes: under its own name, else with its folders, else with its number, too."
-    whole = {f: "-".join(p for p in Path(f).parts if p not in ("/", ".")) for f in files}
-    for names in ({f: Path(f).stem for f in files}, whole):
-        if sum(n.casefold() == names[file].casefold() for n in names.values()) == 1:
-            return Path(folder)/f"{names[file]}.png"
-    return Path(folder)/f"{1 + files.index(file)}-{whole[file]}.png"
+        sys.exit(f"{failed} of {total} files could not be used")
 
 # %% ../nbs/12_cli.ipynb #auditcmd
 @dataclass(kw_only=True)
@@ -393,7 +388,7 @@ def main(
     argv=None, # list of arguments; None: those of the process
 ):
     "The console script prosody-ser."
-    argv = sys.argv[1:] if argv is None else list(argv)
+    argv, own = sys.argv[1:] if argv is None else list(argv), argv is None
     lines = "\n".join(f"  {name:12}{c.about or c.settings.__doc__}" for name, c in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="prosody-ser", usage="prosody-ser COMMAND [--help] ...", epilog=f"commands:\n{lines}",
@@ -409,6 +404,9 @@ def main(
         config = parse_args(command.settings, argv[1:], f"prosody-ser {name}", **about)
     os.environ["MPLBACKEND"] = "Agg"        # what a notebook's shell has left there may not exist here
     from prosody_ser.folder import run_command
+    if own and name == "predict":
+        from prosody_ser.predict import _lean_process
+        _lean_process()
     run_command(lambda: (quiet_libraries(), command.run(config)))
 
 # %% ../nbs/12_cli.ipynb #16pagesc006

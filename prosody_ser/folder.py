@@ -27,8 +27,6 @@ from functools import cache
 from pathlib import Path
 
 from filelock import SoftFileLease, Timeout
-from matplotlib.figure import Figure
-from matplotlib.text import Text
 
 from .config import ConfigError, TrainingError
 from .text import ManifestError
@@ -485,19 +483,21 @@ def run_command(
             sys.exit(f"error: {last_line(e)}")
 
 # %% ../nbs/01c_folder.ipynb #figure2
-class _Figure(Figure):
+@cache
+def _figure_class():
     "A figure without pyplot, which a notebook shows all the same."
-    def _repr_png_(self):
-        return _drawn(self)
+    from matplotlib.figure import Figure  # here: most commands draw nothing, and it takes a third of a second
+    return type("_Figure", (Figure,), dict(_repr_png_=_drawn))
 
 def new_figure(
     **size, # of matplotlib's Figure, such as figsize
-) -> Figure:
+):
     "A figure that can be saved and shown wherever this runs."
-    return _Figure(layout="constrained", **size)
+    return _figure_class()(layout="constrained", **size)
 
 def _drawn(figure, **options):
     "A figure as the bytes of a PNG. A word or a name with dollars is no formula."
+    from matplotlib.text import Text
     for ax in figure.axes:                             # names at ticks are set here, before they are drawn
         ax.get_xticklabels(), ax.get_yticklabels()
     for text in figure.findobj(Text):                  # matplotlib writes powers of ten as formulas
