@@ -36,6 +36,7 @@ from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import logging as transformers_logging
 
+from .audio import _cut
 from .config import BACKBONES, FRAME_RATE, TINY_FRAME_RATE
 
 # %% ../nbs/03_backbones.ipynb #c008
@@ -146,11 +147,6 @@ class ActualLengthWhisper(WhisperEncoder):
         return [*states[:-1], self.layer_norm(states[-1])], lengths
 
 # %% ../nbs/03_backbones.ipynb #c027
-def _cut(lengths, size, context):
-    "(row, start, length) of each chunk: the first at 0, the next size - 2 * context after the one before."
-    return [(row, start, min(size, n - start)) for row, n in enumerate(lengths)
-            for start in range(0, max(1, n - 2 * context), size - 2 * context)]
-
 def _encode_in_chunks(
     encode,   # (features (N, ..., S), lengths (N,)) -> list of (N, T, H), (N,)
     x,        # (B, ..., S) features: time is last

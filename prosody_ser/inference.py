@@ -12,7 +12,6 @@ import json
 import os
 import sys
 import uuid
-import warnings
 from contextlib import suppress
 from html import escape
 from pathlib import Path
@@ -21,14 +20,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from prosody_ser.audio import (
-    SAMPLING_RATE,
-    audio_path,
-    given_samples,
-    load_audio,
-    load_utterance,
-    plot_utterance,
-)
+from .audio import SAMPLING_RATE, _load_samples, audio_path, load_audio, plot_utterance
 
 from .alignment import MIN_ALIGNMENT_SCORE, alignment_scores
 from .batches import batches_by_length
@@ -38,7 +30,7 @@ from .files import find_audio
 from .folder import leave_interrupts_to_main, new_figure, one_writer
 from .heads import normalise_layers
 from .model import Collator, check_can_spell, load_checkpoint
-from .tokenizer import frames_needed
+from .tokenizer import _given_words, frames_needed
 
 # %% ../nbs/06b_inference.ipynb #n005
 def _word_html(word):
@@ -104,19 +96,6 @@ def pick_device(
     print("device: no GPU here, using the CPU", file=sys.stderr)
     return "cpu"
 
-def _load_samples(audio, rate):
-    """Mono float32 samples at 16 kHz, of a file, an `Utterance`, or samples at `rate`.
-    Warns of what was mended, and of silence."""
-    if isinstance(audio, Utterance):
-        samples, name = load_utterance(audio, tell=True), audio.source or audio.audio_filepath
-    elif isinstance(audio, str | Path):
-        samples, name = load_audio(audio), audio
-    else:
-        samples, name = given_samples(audio, rate), "audio"
-    if samples.std() < .001:
-        warnings.warn(f"{name}: silent; what is predicted of it says nothing.", stacklevel=3)
-    return samples
-
 # %% ../nbs/06b_inference.ipynb #n008b
 def _score(model, placed, hidden, lengths, *transcript):  # (1, T, H), (1,), then (1, L) thrice and (1, L, 2)
     "How well aligned words fit the audio, and in placed (a dict a word) how well each does: nats per token."
@@ -140,14 +119,7 @@ class _Steps:
     def _words(self, hidden, lengths, words):  # (1, T, H), (1,), words or a text or None
         "Token ids, the word of each token, and the words: those given, else decoded; None without a decoder."
         tokenizer = self.model.processor.tokenizer
-        if words is not None:
-            words = words.split() if isinstance(words, str) else list(words)
-            ids, token_word = tokenizer.encode_words(words) if tokenizer else ([], [])
-            if tokenizer and (unknown := [w for w in words if not tokenizer.can_write(w)]):
-                warnings.warn(f"{len(unknown)} of {len(words)} words have letters without a piece, such as "
-                              f"{unknown[0]!r}: they cannot be placed well. Spell them as the training "
-                              "transcripts were spelled.", stacklevel=4)
-            return ids, token_word, words
+        if words is not None: return _given_words(tokenizer, words)
         if hidden is None: return [], [], None
         logits, blank = self.model.token_logits(hidden), self.model.config.blank_id
         ids = DECODERS[self.decode](logits, lengths, blank, **self.options)[0]
