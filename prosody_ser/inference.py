@@ -20,9 +20,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .audio import SAMPLING_RATE, _load_samples, audio_path, load_audio, plot_utterance
-
 from .alignment import MIN_ALIGNMENT_SCORE, alignment_scores
+from .audio import SAMPLING_RATE, _load_samples, audio_path, plot_utterance
 from .batches import batches_by_length
 from .data import Utterance, groups_of
 from .decoding import DECODERS, blank_stats
