@@ -257,3 +257,12 @@ def export_onnx(
         for name in ("onnx.json", *about["files"]):                   # the first one tells whose they are
             os.replace(Path(new)/name, Path(folder)/name)
     return about
+
+# %% ../nbs/06d_export.ipynb #tell1
+def _export_and_tell(config):  # ExportConfig
+    "The command: export, and print the files, their sizes, and what each graph differs from PyTorch."
+    about = export_onnx(config.checkpoint, config.out, config.int8)
+    for name, size in about["files"].items():
+        worst = about["differs"].get(name)
+        note = "" if worst is None else f"  differs from PyTorch by {worst:.0e}"
+        print(f"{Path(config.out)/name}  {size / 1e6:.2f} MB{note}")

@@ -280,13 +280,13 @@ class OnnxPredictor(_Heads):
     def __init__(self,
                  folder,       # that prosody-ser export has written
                  threads=None): # of a graph; None: as many as there are cores
-        folder, self.about = Path(folder), _read_about(folder)
-        files = dict(encoder="encoder.onnx") | {t: _GRAPHS[t] for t in self.about["tasks"]}
+        self.folder, self.about = folder, about = Path(folder), _read_about(folder)
+        files = dict(encoder="encoder.onnx") | {t: _GRAPHS[t] for t in about["tasks"]}
         self.sessions = {name: _session(folder/file, threads) for name, file in files.items()}
         with np.load(folder/"features.npz", allow_pickle=False) as arrays:
-            self.encode = _Encoder(self.about, dict(arrays), self.sessions["encoder"])
+            self.encode = _Encoder(about, dict(arrays), self.sessions["encoder"])
         model, self.tokenizer = folder/"tokenizer.model", None
-        if "tokenizer.model" in self.about["files"]:
+        if "tokenizer.model" in about["files"]:
             self.tokenizer = SentencePieceTokenizer.from_bytes(model.read_bytes(), model)
 
     def _run(self, name, *inputs):
