@@ -8,6 +8,7 @@ __all__ = ['OnnxError', 'OnnxPredictor']
 # %% ../nbs/06e_onnx.ipynb #imports
 import json
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -219,15 +220,16 @@ def _read_about(folder):
     folder = Path(folder)
     try:
         about = json.loads((folder/"onnx.json").read_text(encoding="utf-8"))
-        files = dict(about["files"]) if about["prosody_ser_onnx"] == 1 else {}
+        files, tasks = dict(about["files"]), about["tasks"]
+        if about["prosody_ser_onnx"] != 1: raise ValueError
     except FileNotFoundError:
         raise OnnxError(f"{folder}: there is no onnx.json. Give a folder that prosody-ser export has "
                         "written.") from None
     except (OSError, ValueError, KeyError, TypeError):
         raise OnnxError(f"{folder/'onnx.json'}: not what prosody-ser export writes here. Export the model "
                         "again.") from None
-    needed = {"encoder.onnx", "features.npz", *(_GRAPHS[t] for t in about["tasks"])}
-    needed |= {"tokenizer.model"} if "asr" in about["tasks"] else set()
+    needed = {"encoder.onnx", "features.npz", *(_GRAPHS[t] for t in tasks)}
+    needed |= {"tokenizer.model"} if "asr" in tasks else set()
     for name in sorted(needed | files.keys()):
         if not (file := folder/Path(name).name).is_file():
             raise OnnxError(f"{file} is missing. Copy the whole folder, or export the model again.")
@@ -235,6 +237,14 @@ def _read_about(folder):
             raise OnnxError(f"{file} has {file.stat().st_size} bytes instead of {files.get(name)}. Copy it "
                             "again, or export the model again.")
     return about
+
+def _read_arrays(file):
+    "The filters of the features. Raises `OnnxError` for a file that is damaged."
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (ValueError, OSError, EOFError, BadZipFile):
+        raise OnnxError(f"{file}: damaged. Copy it again, or export the model again.") from None
 
 # %% ../nbs/06e_onnx.ipynb #pred2
 class _Heads:
@@ -283,8 +293,7 @@ class OnnxPredictor(_Heads):
         self.folder, self.about = folder, about = Path(folder), _read_about(folder)
         files = dict(encoder="encoder.onnx") | {t: _GRAPHS[t] for t in about["tasks"]}
         self.sessions = {name: _session(folder/file, threads) for name, file in files.items()}
-        with np.load(folder/"features.npz", allow_pickle=False) as arrays:
-            self.encode = _Encoder(about, dict(arrays), self.sessions["encoder"])
+        self.encode = _Encoder(about, _read_arrays(folder/"features.npz"), self.sessions["encoder"])
         model, self.tokenizer = folder/"tokenizer.model", None
         if "tokenizer.model" in about["files"]:
             self.tokenizer = SentencePieceTokenizer.from_bytes(model.read_bytes(), model)

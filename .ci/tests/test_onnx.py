@@ -24,13 +24,14 @@ from prosody_ser.folder import FolderError  # noqa: E402
 from prosody_ser.inference import Predictor  # noqa: E402
 from prosody_ser.model import Collator, create_model  # noqa: E402
 from prosody_ser.onnx import OnnxError, OnnxPredictor  # noqa: E402
+from prosody_ser.tokenizer import TokenizerError  # noqa: E402
 
 torch.set_num_threads(1)
 SECONDS = 1.3, 0.05, 2.71, 0.6
 
 
-def same(a, b, eps=1e-3):
-    """Two answers, but for rounding in the last digits."""
+def same(a, b, eps=2e-3):
+    """Two answers to 1e-3, and as much for the rounding of scores and times to three digits."""
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[k], b[k], eps) for k in a)
     if isinstance(a, list):
@@ -211,7 +212,7 @@ def test_without_torch_in_an_environment(usual, tmp_path):
     folder, wanted = usual
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     site = next((tmp_path / "venv/lib").glob("python3*/site-packages"))
-    for path in packages("onnxruntime", "flatbuffers", "protobuf", "packaging", "numpy", "soundfile", "cffi", "pycparser", "soxr", "sentencepiece"):
+    for path in packages("onnxruntime", "flatbuffers", "protobuf", "packaging", "numpy", "soundfile", "cffi", "pycparser", "soxr", "sentencepiece", "typing_extensions"):
         if not (site / path.name).exists():
             (site / path.name).symlink_to(path)
     shutil.copytree(ROOT / "prosody_ser", site / "prosody_ser", ignore=shutil.ignore_patterns("__pycache__"))
@@ -260,7 +261,7 @@ def test_incomplete_folder(usual, tmp_path, name):
     """Each file that is missing, cut off or another's is named."""
     folder, _ = usual
     whole = (folder / "out" / name).read_bytes()
-    for content in (None, whole[:-1], b""):
+    for content in (None, whole[:len(whole) // 2], b""):
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
         shutil.copytree(folder / "out", tmp_path / "out")
         (tmp_path / "out" / name).unlink()
@@ -269,7 +270,7 @@ def test_incomplete_folder(usual, tmp_path, name):
         with pytest.raises(OnnxError, match=name):
             OnnxPredictor(tmp_path / "out")
     (tmp_path / "out" / name).write_bytes(b"{}".ljust(len(whole)))
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises((OnnxError, TokenizerError), match=name):
         OnnxPredictor(tmp_path / "out")
 
 
@@ -287,9 +288,9 @@ def test_missing_packages(usual):
 def test_a_graph_that_differs_is_refused(usual, made):  # noqa: F811
     """The comparison after the export finds a graph of other weights."""
     folder, _ = usual
-    model = copy.deepcopy(small_model(made, "tiny")).eval().requires_grad_(False)
+    model = small_model(made, "tiny").eval().requires_grad_(False)
     for name in ("encoder.onnx", "ser.onnx", "asr.onnx", "prosody.onnx"):
-        module, inputs, _, _, batch = _graphs(model)[name]
+        module, inputs, _, _, batch = _graphs(copy.deepcopy(model))[name]
         assert _check_graph(folder / "out" / name, module.eval(), inputs, batch) < 1e-4
         for p in module.parameters():
             p.add_(0.05)
