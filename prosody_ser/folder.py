@@ -110,6 +110,10 @@ def write_new(
                           "another place, or move it away.")
     write_whole(path, text)
 
+def _named(flag):
+    "A setting as a command line names it; in capitals it is one by its place."
+    return flag if flag.isupper() else f"--{flag}"
+
 def refuse_foreign(
     folder, # that will be written to
     names,  # files and folders in it that will be written
@@ -122,7 +126,7 @@ def refuse_foreign(
     shown = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
     raise FolderError(f"{folder} has {shown} already, and there is no record that an earlier run wrote "
                       f"{'them' if len(found) > 1 else 'it'}: nothing is written over. Give another "
-                      f"--{flag}, or move away what is there.")
+                      f"{_named(flag)}, or move away what is there.")
 
 # %% ../nbs/01c_folder.ipynb #tables1
 # What is written again each time -> its files, and what tells in the first one that they are ours.
@@ -134,11 +138,13 @@ _TABLES = dict(
     crossval=(["crossval.json", "crossval.md", "crossval_predictions.jsonl", "crossval_confusion.png",
                "crossval_folds.png"], '"pooled"'),
     comparison=(["runs.csv", "comparison.md", "comparison.csv", "comparison.png"],
-                "chosen_by,validation,epoch"))
+                "chosen_by,validation,epoch"),
+    onnx=(["onnx.json", "encoder.onnx", "encoder.onnx.data", "ser.onnx", "asr.onnx", "prosody.onnx",
+           "features.npz", "tokenizer.model"], '"prosody_ser_onnx"'))
 
 def free_for_tables(
     folder, # that they are written to
-    kind,   # report, ablation, crossval or comparison
+    kind,   # report, ablation, crossval, comparison or onnx
     flag,   # setting that names the folder, for the message
     remove=False, # the earlier ones
 ):
@@ -315,7 +321,7 @@ def _judge(lock, owner, folder, flag, wait):
         print(f"waiting for {who}, which writes to {folder}")
     elif owner.hostname == _this_host() or _touched(lock, folder, who):
         raise FolderError(f"{folder} is in use by {who}, which writes to it now. Wait for its end, or give "
-                          f"another --{flag}.")
+                          f"another {_named(flag)}.")
 
 # %% ../nbs/01c_folder.ipynb #lock3b
 @contextmanager
@@ -349,7 +355,7 @@ def _lock(place, folder, flag, wait):
         lock = SoftFileLease(place/_LOCK, lease_duration=_LEASE, thread_local=False, on_compromise=_told)
         _acquire(lock, folder, flag, wait)
     except OSError as e:
-        raise FolderError(f"--{flag} {folder}: nothing can be written there ({e.strerror or e}). Give "
+        raise FolderError(f"{_named(flag)} {folder}: nothing can be written there ({e.strerror or e}). Give "
                           "another place, or free this one.") from None
     return lock
 

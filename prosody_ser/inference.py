@@ -12,7 +12,6 @@ import json
 import os
 import sys
 import uuid
-import warnings
 from contextlib import suppress
 from html import escape
 from pathlib import Path
@@ -21,16 +20,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from prosody_ser.audio import (
-    SAMPLING_RATE,
-    audio_path,
-    given_samples,
-    load_audio,
-    load_utterance,
-    plot_utterance,
-)
-
 from .alignment import MIN_ALIGNMENT_SCORE, alignment_scores
+from .audio import SAMPLING_RATE, load_samples, audio_path, plot_utterance
 from .batches import batches_by_length
 from .data import Utterance, groups_of
 from .decoding import DECODERS, blank_stats
@@ -40,7 +31,7 @@ from .halves import in_parts
 from .heads import normalise_layers
 from .model import Collator, check_can_spell, load_checkpoint
 from .text import ManifestError
-from .tokenizer import frames_needed
+from .tokenizer import frames_needed, given_words
 
 # %% ../nbs/06b_inference.ipynb #n005
 def _word_html(word):
@@ -114,19 +105,6 @@ def pick_device(
     print("device: no GPU here, using the CPU", file=sys.stderr)
     return "cpu"
 
-def _load_samples(audio, rate):
-    """Mono float32 samples at 16 kHz, of a file, an `Utterance`, or samples at `rate`.
-    Warns of what was mended, and of silence."""
-    if isinstance(audio, Utterance):
-        samples, name = load_utterance(audio, tell=True), audio.source or audio.audio_filepath
-    elif isinstance(audio, str | Path):
-        samples, name = load_audio(audio), audio
-    else:
-        samples, name = given_samples(audio, rate), "audio"
-    if samples.std() < .001:
-        warnings.warn(f"{name}: silent; what is predicted of it says nothing.", stacklevel=3)
-    return samples
-
 # %% ../nbs/06b_inference.ipynb #n008b
 def _padded(rows, device):  # lists of whole numbers -> (B, L), padded with -100
     rows = [torch.tensor(r, dtype=torch.long) for r in rows]
@@ -137,16 +115,6 @@ def _tensors(transcripts, device):
     ids, token_word, words = zip(*transcripts, strict=True)
     counts = [torch.tensor([*map(len, x)], device=device) for x in (ids, words)]
     return _padded(ids, device), counts[0], _padded(token_word, device), counts[1]
-
-def _known_tokens(tokenizer, words):
-    "Token ids of words that are given, the word of each token, and the words."
-    words = words.split() if isinstance(words, str) else list(words)
-    ids, token_word = tokenizer.encode_words(words) if tokenizer else ([], [])
-    if tokenizer and (unknown := [w for w in words if not tokenizer.can_write(w)]):
-        warnings.warn(f"{len(unknown)} of {len(words)} words have letters without a piece, such as "
-                      f"{unknown[0]!r}: they cannot be placed well. Spell them as the training "
-                      "transcripts were spelled.", stacklevel=6)
-    return ids, token_word, words
 
 def _word_dicts(words, times, scores, marks, seconds):  # W words, (W, 2), (score, [score]), [probability]
     "One dict a word, and the score of the row."
@@ -178,7 +146,7 @@ class _Steps:
         found = []
         for words, ids in zip(given, decoded, strict=True):
             if words is not None:
-                found.append(_known_tokens(tokenizer, words))
+                found.append(given_words(tokenizer, words))
             else:
                 words, token_word = tokenizer.decode_words(ids) if ids is not None else (None, [])
                 found.append((ids or [], token_word, words))
@@ -243,7 +211,7 @@ class _Answers(_Steps):
         found, seconds = [], 0.0
         for item in items:
             try:
-                found.append(_load_samples(item, sampling_rate))
+                found.append(load_samples(item, sampling_rate))
                 seconds += len(found[-1]) / SAMPLING_RATE
             except (ManifestError, ValueError) as e:
                 found.append(e)
@@ -269,7 +237,7 @@ class Predictor(_Answers):
                  words=None, # the transcript, a list of words or a text, where it is known
     ) -> Prediction:         # seconds, emotion, probabilities, transcript, aligned, alignment_score, words
         "What is said, how, and on which words the stress lies."
-        return self._answers([_load_samples(audio, sampling_rate)], [words])[0]
+        return self._answers([load_samples(audio, sampling_rate)], [words])[0]
 
     def many(self,
              audio,             # iterable of files, Utterances, or samples of shape (S,)
