@@ -21,7 +21,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .alignment import MIN_ALIGNMENT_SCORE, alignment_scores
-from .audio import SAMPLING_RATE, load_samples, audio_path, plot_utterance
+from .audio import SAMPLING_RATE, audio_path, load_samples, plot_utterance
 from .batches import batches_by_length
 from .data import Utterance, groups_of
 from .decoding import DECODERS, blank_stats
