@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from .alignment import MIN_ALIGNMENT_SCORE, alignment_scores
 from .audio import SAMPLING_RATE, audio_path, load_samples, plot_utterance
 from .batches import batches_by_length
+from .config import TrainingError
 from .data import Utterance, groups_of
 from .decoding import DECODERS, blank_stats
 from .files import find_audio
@@ -206,6 +207,9 @@ class _Answers(_Steps):
             answer |= dict(transcript=" ".join(words), aligned=aligned, alignment_score=score, words=dicts)
         return [Prediction(a, s) for a, s in zip(found, samples, strict=True)]
 
+# %% ../nbs/06b_inference.ipynb #n010w
+class _Windows(_Answers):
+    "Part of `Predictor`: a window over what comes, and its batches."
     def _window(self, items, sampling_rate, batch_size):
         "The next samples, or errors, of an iterator: a few batches, so that neighbours in length are found."
         found, seconds = [], 0.0
@@ -218,8 +222,18 @@ class _Answers(_Steps):
             if len(found) >= 4 * batch_size or seconds >= 30 * batch_size: break
         return found
 
+    def _batch_answers(self, window, batch):  # samples, their places
+        "Place -> answer, of a batch that goes in halves where memory is full; else the error of each."
+        def run(part):
+            return self._answers([window[i] for i in part["row"]], [None] * len(part["row"]))
+        try:
+            parts = in_parts(run, dict(row=batch))
+            return {i: a for rows, answers in parts for i, a in zip(batch[rows], answers, strict=True)}
+        except TrainingError as e:
+            return dict.fromkeys(batch, e)
+
 # %% ../nbs/06b_inference.ipynb #n010b
-class Predictor(_Answers):
+class Predictor(_Windows):
     "Emotion, transcript and prominence of one recording, or of many."
     def __init__(self,
                  checkpoint,      # folder or hub id of a trained model, its best_model.pt, or a ProsodySER
@@ -256,8 +270,7 @@ class Predictor(_Answers):
             for i in range(len(window)):
                 if i not in ready:
                     batch = next(b for b in batches if i in b)
-                    answers = self._answers([window[k] for k in batch], [None] * len(batch))
-                    ready |= zip(batch, answers, strict=True)
+                    ready |= self._batch_answers(window, batch)
                 if isinstance(ready[i], Exception) and not keep_errors: raise ready[i]
                 yield ready.pop(i)
 
