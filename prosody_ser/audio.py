@@ -19,7 +19,6 @@ from typing import NamedTuple
 import numpy as np
 import soundfile as sf
 import soxr
-from tqdm.auto import tqdm
 
 from .data import Utterance
 from .files import find_audio, open_audio
@@ -212,6 +211,28 @@ def load_utterance(utterance: Utterance, audio_base_path: str | Path | None = No
         warnings.warn(f"{utterance.source or utterance.audio_filepath}: {note}", stacklevel=2)
     return _at_rate(audio, rate)
 
+# %% ../nbs/00a_audio.ipynb #anything1
+def load_samples(audio, rate):
+    """Mono float32 samples at 16 kHz, of a file, an `Utterance`, or samples at `rate`.
+    Warns of what was mended, and of silence."""
+    if isinstance(audio, Utterance):
+        samples, name = load_utterance(audio, tell=True), audio.source or audio.audio_filepath
+    elif isinstance(audio, str | Path):
+        samples, name = load_audio(audio), audio
+    else:
+        samples, name = given_samples(audio, rate), "audio"
+    if samples.std() < .001:
+        warnings.warn(f"{name}: silent; what is predicted of it says nothing.", stacklevel=3)
+    return samples
+
+
+# %% ../nbs/00a_audio.ipynb #cut1
+def cut_in_chunks(lengths, size, context):
+    "(row, start, length) of each chunk: the first at 0, the next size - 2 * context after the one before."
+    return [(row, start, min(size, n - start)) for row, n in enumerate(lengths)
+            for start in range(0, max(1, n - 2 * context), size - 2 * context)]
+
+
 # %% ../nbs/00a_audio.ipynb #measure
 def _clipped_share(audio, top, bottom):
     "Share of the samples, audio (S,), in runs of three or more at the highest or lowest value."
@@ -282,6 +303,8 @@ def hear_all(
     recheck=False,          # decode what the index knows, too
 ) -> list[dict]:            # what hear tells of each utterance
     "Decode every utterance once. Raises one `ManifestError` that lists what cannot be used."
+    from tqdm.auto import tqdm  # here: a machine that only predicts needs no bars
+
     known = _read_index(index) if index and not recheck else {}
     heard = partial(_heard, audio_base_path=audio_base_path, index=index, known=known)
     blocks = (utterances[i:i + 4096] for i in range(0, len(utterances), 4096))

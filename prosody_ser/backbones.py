@@ -36,6 +36,7 @@ from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import logging as transformers_logging
 
+from .audio import cut_in_chunks
 from .config import BACKBONES, FRAME_RATE, TINY_FRAME_RATE
 
 # %% ../nbs/03_backbones.ipynb #c008
@@ -146,11 +147,6 @@ class ActualLengthWhisper(WhisperEncoder):
         return [*states[:-1], self.layer_norm(states[-1])], lengths
 
 # %% ../nbs/03_backbones.ipynb #c027
-def _cut(lengths, size, context):
-    "(row, start, length) of each chunk: the first at 0, the next size - 2 * context after the one before."
-    return [(row, start, min(size, n - start)) for row, n in enumerate(lengths)
-            for start in range(0, max(1, n - 2 * context), size - 2 * context)]
-
 def _encode_in_chunks(
     encode,   # (features (N, ..., S), lengths (N,)) -> list of (N, T, H), (N,)
     x,        # (B, ..., S) features: time is last
@@ -161,7 +157,7 @@ def _encode_in_chunks(
 ):            # list of (B, T, H)
     "Encode rows longer than a chunk in overlapping chunks and join their inner frames."
     ends, pieces = lengths.tolist(), [[] for _ in x]
-    chunks, width = _cut(ends, size * stride, context * stride), min(size * stride, x.shape[-1])
+    chunks, width = cut_in_chunks(ends, size * stride, context * stride), min(size * stride, x.shape[-1])
     for i in range(0, len(chunks), len(x)):                       # as many chunks at a time as there are rows
         some = chunks[i:i + len(x)]
         batch = torch.stack([F.pad(x[r, ..., s:s + n], (0, width - n)) for r, s, n in some])     # (N, ..., S)

@@ -6,7 +6,7 @@
 __all__ = ['TASKS', 'BACKBONES', 'FRAME_RATE', 'TINY_FRAME_RATE', 'POOLINGS', 'CTC_REDUCTIONS', 'CTC_DEFAULTS', 'TRACKERS',
            'DECODING_SETTINGS', 'LOGGING_SETTINGS', 'EXECUTION_SETTINGS', 'PATH_SETTINGS', 'ConfigError',
            'TrainingError', 'setting', 'expand_path', 'Settings', 'is_required', 'default_of', 'non_defaults',
-           'DecodingSettings', 'TrainConfig', 'unused_settings', 'EvaluateConfig', 'GatherConfig']
+           'DecodingSettings', 'TrainConfig', 'unused_settings', 'EvaluateConfig', 'GatherConfig', 'ExportConfig']
 
 # %% ../nbs/01_config.ipynb #imports
 import math
@@ -487,3 +487,11 @@ class GatherConfig(Settings):
     out: str = setting(
         "runs/comparison", "folder for the tables (Markdown, CSV) and the figure (PNG)", path=True)
     ignore: list[str] | None = setting(None, "settings that are not compared, such as audio_base_path")
+
+@dataclass
+class ExportConfig(Settings):
+    "Write a model as ONNX files, for machines without PyTorch."
+    checkpoint: str = setting(MISSING, "best_model folder, .pt file, or hub id", positional=True, path=True)
+    out: str = setting(MISSING, "folder to write; an earlier export is replaced", positional=True, path=True)
+    int8: bool = setting(False, "the encoder's matrices as 8-bit integers")
+

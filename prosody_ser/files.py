@@ -11,8 +11,11 @@ import io
 import os
 import re
 import shlex
+import shutil
 import stat
 import struct
+import subprocess
+import tempfile
 import unicodedata
 from contextlib import suppress
 from functools import lru_cache, partial
@@ -403,6 +406,45 @@ def _patched(path, patch):
     place, n, new = patch or (0, 0, b"")
     return io.BytesIO(data[:place] + new + data[place + n:])
 
+# %% ../nbs/00_files.ipynb #ffmpeg2
+def _ffmpeg_may_know(head):
+    "Whether a file that libsndfile does not read, by its first bytes, is of a kind that ffmpeg reads."
+    return next(("ffmpeg" in cure for pattern, _, cure in _KINDS if pattern.match(head)), False)
+
+_BOXES = b"ftyp", b"moov", b"mdat", b"free", b"moof", b"skip", b"wide", b"uuid"      # an MP4 is made of them
+
+def _is_cut(path):
+    "Whether an MP4 ends before one of its boxes does."
+    at, size = 0, os.path.getsize(path)
+    with open(path, "rb") as file:
+        while at + 8 <= size:
+            file.seek(at)
+            head = file.read(16)
+            n = int.from_bytes(head[8:] if head[:4] == b"\0\0\0\1" else head[:4], "big")
+            if n < 8 or head[4:8] not in _BOXES: return False
+            at += n
+    return at > size
+
+def _through_ffmpeg(path, what):
+    "As `open_audio`, of a file that is something else; without ffmpeg `ManifestError` says what."
+    ffmpeg = shutil.which("ffmpeg")
+    if not ffmpeg:
+        raise ManifestError(f"{path}: {what.rstrip('.')}, or install ffmpeg: then it is read as it is.")
+    if _is_cut(path):
+        raise ManifestError(f"{path}: the file is cut off: it ends within a box. Copy it again.")
+    wav = tempfile.TemporaryFile()
+    what_in = ["-protocol_whitelist", "file", "-i", f"file:{os.path.abspath(path)}"]   # no address, no option
+    how = ["-nostdin", "-v", "error", "-xerror", *what_in, "-map", "0:a:0", "-c:a", "pcm_s16le", "-f", "wav"]
+    done = subprocess.run([ffmpeg, *how, "pipe:1"], stdin=subprocess.DEVNULL, stdout=wav,
+                          stderr=subprocess.PIPE)
+    said = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+    try:
+        wav.seek(0)
+        if done.returncode == 0: return sf.SoundFile(wav), "".join(f"ffmpeg says: {line}" for line in said)
+    except sf.LibsndfileError:
+        pass
+    raise ManifestError(f"{path}: {what} ffmpeg cannot read it either: {''.join(said) or 'no sound in it'}.")
+
 # %% ../nbs/00_files.ipynb #c025b
 def open_audio(
     path, # of a file
@@ -420,7 +462,9 @@ def open_audio(
     except OSError as e:
         raise ManifestError(f"{path}: may not be read ({e.strerror}). Mend that.") from None
     except (sf.LibsndfileError, RuntimeError) as e:
-        raise ManifestError(f"{path}: {_kind(path, head, getattr(e, 'error_string', e))}") from None
+        what = _kind(path, head, getattr(e, "error_string", e))
+        if _ffmpeg_may_know(head): return _through_ffmpeg(path, what)
+        raise ManifestError(f"{path}: {what}") from None
     if file.format != "RAW" or Path(path).suffix.lower() in (".gsm", ".vox"): return file, look.note
     file.close()                                                         # by its ending, not by its bytes
     raise ManifestError(f"{path}: {_kind(path, head)}")

@@ -27,8 +27,6 @@ from functools import cache
 from pathlib import Path
 
 from filelock import SoftFileLease, Timeout
-from matplotlib.figure import Figure
-from matplotlib.text import Text
 
 from .config import ConfigError, TrainingError
 from .text import ManifestError
@@ -112,6 +110,10 @@ def write_new(
                           "another place, or move it away.")
     write_whole(path, text)
 
+def _named(flag):
+    "A setting as a command line names it; in capitals it is one by its place."
+    return flag if flag.isupper() else f"--{flag}"
+
 def refuse_foreign(
     folder, # that will be written to
     names,  # files and folders in it that will be written
@@ -124,7 +126,7 @@ def refuse_foreign(
     shown = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
     raise FolderError(f"{folder} has {shown} already, and there is no record that an earlier run wrote "
                       f"{'them' if len(found) > 1 else 'it'}: nothing is written over. Give another "
-                      f"--{flag}, or move away what is there.")
+                      f"{_named(flag)}, or move away what is there.")
 
 # %% ../nbs/01c_folder.ipynb #tables1
 # What is written again each time -> its files, and what tells in the first one that they are ours.
@@ -136,11 +138,13 @@ _TABLES = dict(
     crossval=(["crossval.json", "crossval.md", "crossval_predictions.jsonl", "crossval_confusion.png",
                "crossval_folds.png"], '"pooled"'),
     comparison=(["runs.csv", "comparison.md", "comparison.csv", "comparison.png"],
-                "chosen_by,validation,epoch"))
+                "chosen_by,validation,epoch"),
+    onnx=(["onnx.json", "encoder.onnx", "encoder.onnx.data", "ser.onnx", "asr.onnx", "prosody.onnx",
+           "features.npz", "tokenizer.model"], '"prosody_ser_onnx"'))
 
 def free_for_tables(
     folder, # that they are written to
-    kind,   # report, ablation, crossval or comparison
+    kind,   # report, ablation, crossval, comparison or onnx
     flag,   # setting that names the folder, for the message
     remove=False, # the earlier ones
 ):
@@ -317,7 +321,7 @@ def _judge(lock, owner, folder, flag, wait):
         print(f"waiting for {who}, which writes to {folder}")
     elif owner.hostname == _this_host() or _touched(lock, folder, who):
         raise FolderError(f"{folder} is in use by {who}, which writes to it now. Wait for its end, or give "
-                          f"another --{flag}.")
+                          f"another {_named(flag)}.")
 
 # %% ../nbs/01c_folder.ipynb #lock3b
 @contextmanager
@@ -351,7 +355,7 @@ def _lock(place, folder, flag, wait):
         lock = SoftFileLease(place/_LOCK, lease_duration=_LEASE, thread_local=False, on_compromise=_told)
         _acquire(lock, folder, flag, wait)
     except OSError as e:
-        raise FolderError(f"--{flag} {folder}: nothing can be written there ({e.strerror or e}). Give "
+        raise FolderError(f"{_named(flag)} {folder}: nothing can be written there ({e.strerror or e}). Give "
                           "another place, or free this one.") from None
     return lock
 
@@ -485,19 +489,21 @@ def run_command(
             sys.exit(f"error: {last_line(e)}")
 
 # %% ../nbs/01c_folder.ipynb #figure2
-class _Figure(Figure):
+@cache
+def _figure_class():
     "A figure without pyplot, which a notebook shows all the same."
-    def _repr_png_(self):
-        return _drawn(self)
+    from matplotlib.figure import Figure  # here: most commands draw nothing, and it takes a third of a second
+    return type("_Figure", (Figure,), dict(_repr_png_=_drawn))
 
 def new_figure(
     **size, # of matplotlib's Figure, such as figsize
-) -> Figure:
+):
     "A figure that can be saved and shown wherever this runs."
-    return _Figure(layout="constrained", **size)
+    return _figure_class()(layout="constrained", **size)
 
 def _drawn(figure, **options):
     "A figure as the bytes of a PNG. A word or a name with dollars is no formula."
+    from matplotlib.text import Text
     for ax in figure.axes:                             # names at ticks are set here, before they are drawn
         ax.get_xticklabels(), ax.get_yticklabels()
     for text in figure.findobj(Text):                  # matplotlib writes powers of ten as formulas

@@ -12,7 +12,6 @@ import json
 import os
 import sys
 import uuid
-import warnings
 from contextlib import suppress
 from html import escape
 from pathlib import Path
@@ -21,17 +20,10 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from prosody_ser.audio import (
-    SAMPLING_RATE,
-    audio_path,
-    given_samples,
-    load_audio,
-    load_utterance,
-    plot_utterance,
-)
-
 from .alignment import MIN_ALIGNMENT_SCORE, alignment_scores
+from .audio import SAMPLING_RATE, audio_path, load_samples, plot_utterance
 from .batches import batches_by_length
+from .config import TrainingError
 from .data import Utterance, groups_of
 from .decoding import DECODERS, blank_stats
 from .files import find_audio
@@ -39,7 +31,8 @@ from .folder import leave_interrupts_to_main, new_figure, one_writer
 from .halves import in_parts
 from .heads import normalise_layers
 from .model import Collator, check_can_spell, load_checkpoint
-from .tokenizer import frames_needed
+from .text import ManifestError
+from .tokenizer import frames_needed, given_words
 
 # %% ../nbs/06b_inference.ipynb #n005
 def _word_html(word):
@@ -48,6 +41,12 @@ def _word_html(word):
     note = f"{word['start']:.2f} s" + (f" · {p:.2f}" if "prominence" in word else "")
     text = f'{escape(word["word"])}<small>{note}</small>'
     return f'<span class="{kind}" style="--p:{100 * p:.0f}%">{text}</span>'
+
+def _doubt(answer):
+    "What is wrong with the times of the words, in a list."
+    if not answer.words or answer["aligned"]: return []
+    if (score := answer["alignment_score"]) is None: return ["word times: an even split"]
+    return [f"word times: none to trust, the audio does not fit these words (score {score:.1f})"]
 
 # %% ../nbs/06b_inference.ipynb #n006
 class Prediction(dict):
@@ -64,12 +63,14 @@ class Prediction(dict):
     transcript = property(lambda self: self.get("transcript"), doc="The words as one text.")
     words = property(lambda self: self.get("words"), doc="Dicts: word, start, end, prominence, prominent.")
 
-    @property
-    def _doubt(self):
-        "What is wrong with the times of the words, in a list."
-        if not self.words or self["aligned"]: return []
-        if (score := self["alignment_score"]) is None: return ["word times: an even split"]
-        return [f"word times: none to trust, the audio does not fit these words (score {score:.1f})"]
+    def to_dict(self) -> dict:
+        "A plain dict, for JSON."
+        return dict(self)
+
+    def to_textgrid(self) -> str:
+        "The tiers of a Praat TextGrid: words, prominence and emotion."
+        from prosody_ser.formats import to_textgrid  # here: prediction needs no formats
+        return to_textgrid(self)
 
     def plot(self):
         "A timeline of words, the prominent ones in colour, beside the emotions. Returns the figure."
@@ -79,7 +80,7 @@ class Prediction(dict):
         marks, times = [int(w.get("prominent", 0)) for w in words], [(w["start"], w["end"]) for w in words]
         shown = Utterance("", [w["word"] for w in words], marks, self.emotion, word_times=times)
         plot_utterance(shown, self.samples, ax=left)
-        left.set_title("".join(self._doubt), loc="right", fontsize=8, color="0.4")
+        left.set_title("".join(_doubt(self)), loc="right", fontsize=8, color="0.4")
         right.barh(list(chances), list(chances.values()), color="tab:blue")
         right.set(xlim=(0, 1), xlabel="probability")
         right.invert_yaxis()
@@ -89,7 +90,7 @@ class Prediction(dict):
         from prosody_ser.evaluate import bars_html, show_html, sound_html  # here: training needs no page
 
         marked = any("prominence" in word for word in self.words or [])
-        note = [f"{self.seconds:.2f} s", *self._doubt]
+        note = [f"{self.seconds:.2f} s", *_doubt(self)]
         note += ["below a word: its start, and how likely it is prominent (bold: above .5)"] if marked else []
         player = sound_html(self.samples) if self.seconds <= 30 else ""      # longer ones make a page heavy
         words = "".join(map(_word_html, self.words or []))
@@ -105,76 +106,135 @@ def pick_device(
     print("device: no GPU here, using the CPU", file=sys.stderr)
     return "cpu"
 
-def _load_samples(audio, rate):
-    """Mono float32 samples at 16 kHz, of a file, an `Utterance`, or samples at `rate`.
-    Warns of what was mended, and of silence."""
-    if isinstance(audio, Utterance):
-        samples, name = load_utterance(audio, tell=True), audio.source or audio.audio_filepath
-    elif isinstance(audio, str | Path):
-        samples, name = load_audio(audio), audio
-    else:
-        samples, name = given_samples(audio, rate), "audio"
-    if samples.std() < .001:
-        warnings.warn(f"{name}: silent; what is predicted of it says nothing.", stacklevel=3)
-    return samples
-
 # %% ../nbs/06b_inference.ipynb #n008b
-def _score(model, placed, hidden, lengths, *transcript):  # (1, T, H), (1,), then (1, L) thrice and (1, L, 2)
-    "How well aligned words fit the audio, and in placed (a dict a word) how well each does: nats per token."
-    logits, blank = model.token_logits(hidden), model.config.blank_id
-    row, words = alignment_scores(logits, lengths, *transcript, len(placed), blank)        # (1,), (1, W)
-    for word, score in zip(placed, words[0].tolist(), strict=True):
-        word["score"] = round(score, 3)
-    return round(row.item(), 3)
+def _padded(rows, device):  # lists of whole numbers -> (B, L), padded with -100
+    rows = [torch.tensor(r, dtype=torch.long) for r in rows]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-100).to(device)
+
+def _tensors(transcripts, device):
+    "(B, L), (B,), (B, L), (B,): tokens, how many, the word of each, and how many words."
+    ids, token_word, words = zip(*transcripts, strict=True)
+    counts = [torch.tensor([*map(len, x)], device=device) for x in (ids, words)]
+    return _padded(ids, device), counts[0], _padded(token_word, device), counts[1]
+
+def _word_dicts(words, times, scores, marks, seconds):  # W words, (W, 2), (score, [score]), [probability]
+    "One dict a word, and the score of the row."
+    placed = [dict(word=w, start=round(start, 3), end=round(end, 3))
+              for w, (start, end) in zip(words, times.clamp(max=seconds).tolist(), strict=False)]
+    for i, word in enumerate(placed):
+        word |= dict(score=round(scores[1][i], 3)) if scores else {}
+        word |= dict(prominence=round(marks[i], 5), prominent=marks[i] > 0.5) if marks else {}
+    return placed, round(scores[0], 3) if scores else None
 
 # %% ../nbs/06b_inference.ipynb #n009
 class _Steps:
-    "Part of `Predictor`: what is read from the hidden states of one recording."
+    "Part of `Predictor`: what is read from the hidden states of a batch."
 
-    def _emotion(self, hidden, lengths):  # (1, T, H), (1,)
-        "The likeliest emotion and the probability of each."
-        logits, names = self.model.ser(hidden, lengths)[0].float(), self.model.config.id2label
-        p = (logits / self.model.config.emotion_temperature).softmax(-1).tolist()
-        chances = {names[i]: round(v, 5) for i, v in enumerate(p)}
-        return dict(emotion=names[int(np.argmax(p))], probabilities=chances)
+    def _emotions(self, hidden, lengths):  # (B, T, H), (B,)
+        "For each row the likeliest emotion and the probability of each."
+        logits, names = self.model.ser(hidden, lengths).float(), self.model.config.id2label
+        rows = (logits / self.model.config.emotion_temperature).softmax(-1).tolist()       # (B, C)
+        chances = [{names[i]: round(v, 5) for i, v in enumerate(p)} for p in rows]
+        return [dict(emotion=names[int(np.argmax(p))], probabilities=c)
+                for p, c in zip(rows, chances, strict=True)]
 
-    def _words(self, hidden, lengths, words):  # (1, T, H), (1,), words or a text or None
-        "Token ids, the word of each token, and the words: those given, else decoded; None without a decoder."
-        tokenizer = self.model.processor.tokenizer
-        if words is not None:
-            words = words.split() if isinstance(words, str) else list(words)
-            ids, token_word = tokenizer.encode_words(words) if tokenizer else ([], [])
-            if tokenizer and (unknown := [w for w in words if not tokenizer.can_write(w)]):
-                warnings.warn(f"{len(unknown)} of {len(words)} words have letters without a piece, such as "
-                              f"{unknown[0]!r}: they cannot be placed well. Spell them as the training "
-                              "transcripts were spelled.", stacklevel=4)
-            return ids, token_word, words
-        if hidden is None: return [], [], None
-        logits, blank = self.model.token_logits(hidden), self.model.config.blank_id
-        ids = DECODERS[self.decode](logits, lengths, blank, **self.options)[0]
-        words, token_word = tokenizer.decode_words(ids)
-        return ids, token_word, words
+    def _transcripts(self, hidden, lengths, given):  # (B, T, H), (B,), for each row words, a text, or None
+        "For each row token ids, the word of each, and words: those given, else decoded, else None."
+        tokenizer, decoded = self.model.processor.tokenizer, [None] * len(given)
+        if hidden is not None and any(words is None for words in given):
+            logits, blank = self.model.token_logits(hidden), self.model.config.blank_id
+            decoded = DECODERS[self.decode](logits, lengths, blank, **self.options)
+        found = []
+        for words, ids in zip(given, decoded, strict=True):
+            if words is not None:
+                found.append(given_words(tokenizer, words))
+            else:
+                words, token_word = tokenizer.decode_words(ids) if ids is not None else (None, [])
+                found.append((ids or [], token_word, words))
+        return found
 
-    def _place(self, task_hidden, hidden, lengths, ids, token_word, words, seconds):
-        "One dict a word with its times, score and prominence; the alignment's score, None without one."
-        if not words: return [], None
-        transcript = [torch.tensor(v, dtype=torch.long, device=self.device)
-                      for v in ([ids], [len(ids)], [token_word], [len(words)])]            # a batch of one
+    def _placed(self, task_hidden, hidden, lengths, transcripts, seconds):
+        "For each row one dict a word with times, score and prominence; the alignment's score or None."
+        answers = [([], None) for _ in transcripts]
+        rows = [i for i, (*_, words) in enumerate(transcripts) if words]
+        if not rows: return answers
+        lengths, hidden = lengths[rows], None if hidden is None else hidden[rows]
+        transcript = _tensors([transcripts[i] for i in rows], self.device)
         found = spans, aligned, tokens = self.model.align_words(hidden, lengths, *transcript)
-        times = (spans[0] / self.model.backbone.frame_rate).clamp(max=seconds).tolist()    # frames are padded
-        placed = [dict(word=w, start=round(start, 3), end=round(end, 3))
-                  for w, (start, end) in zip(words, times, strict=True)]
-        score = _score(self.model, placed, hidden, lengths, *transcript[:3], tokens) if aligned[0] else None
+        columns = [spans / self.model.backbone.frame_rate]                                 # (B, W, 2)
+        if tokens is not None:
+            logits, blank = self.model.token_logits(hidden), self.model.config.blank_id
+            n_words = spans.shape[1]
+            columns += alignment_scores(logits, lengths, *transcript[:3], tokens, n_words, blank)
         if self.model.prosody:
-            spans = self.model.place_words(hidden, lengths, *transcript, found)            # (1, W, 2)
-            logits = self.model.prosody(task_hidden["prosody"], lengths, spans)[0]         # (W,)
-            for word, p in zip(placed, logits.float().sigmoid().tolist(), strict=True):
-                word |= dict(prominence=round(p, 5), prominent=p > 0.5)
-        return placed, score
+            spans = self.model.place_words(hidden, lengths, *transcript, found)            # (B, W, 2)
+            prominence = self.model.prosody(task_hidden["prosody"][rows], lengths, spans)  # (B, W)
+        for k, i in enumerate(rows):
+            marks = prominence[k].float().sigmoid().tolist() if self.model.prosody else None
+            scores = [x[k].tolist() for x in columns[1:]] if aligned[k] else None
+            answers[i] = _word_dicts(transcripts[i][2], columns[0][k], scores, marks, seconds[i])
+        return answers
 
 # %% ../nbs/06b_inference.ipynb #n010
-class Predictor(_Steps):
-    "Emotion, transcript and prominence of one recording at a time."
+def _together(lengths, backbone, batch_size):
+    "Batches of rows of so many samples that are encoded together, and answered as if each were alone."
+    longest, kinds, batches = backbone.max_seconds * SAMPLING_RATE, {}, []
+    for i, n in enumerate(lengths):
+        short = "any" if backbone.masked else n              # group norm hears padding: one length a batch
+        kinds.setdefault(("alone", i) if n > longest else short, []).append(i)
+    for rows in kinds.values():
+        seconds = [lengths[i] / SAMPLING_RATE for i in rows]
+        batches += [[rows[i] for i in batch] for batch in batches_by_length(seconds, batch_size)]
+    return batches
+
+class _Answers(_Steps):
+    "Part of `Predictor`: from samples to answers."
+    @torch.no_grad()
+    def _answers(self, samples, given):  # lists of (S,), and for each words or None
+        "A `Prediction` for each row of a batch."
+        x = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(s) for s in samples], batch_first=True)
+        sizes = torch.tensor([*map(len, samples)], device=self.device)
+        task_hidden, lengths = self.model.encode(x.to(self.device), sizes)                 # (B, T, H), (B,)
+        found = [dict(seconds=round(len(s) / SAMPLING_RATE, 3)) for s in samples]
+        if self.model.ser:
+            found = [a | b for a, b in zip(found, self._emotions(task_hidden["ser"], lengths), strict=True)]
+        hidden = self.model.asr(task_hidden["asr"]) if self.model.asr else None            # (B, T, H)
+        transcripts = self._transcripts(hidden, lengths, given)
+        placed = self._placed(task_hidden, hidden, lengths, transcripts, [a["seconds"] for a in found])
+        for answer, (*_, words), (dicts, score) in zip(found, transcripts, placed, strict=True):
+            if words is None: continue
+            aligned = score is not None and score >= MIN_ALIGNMENT_SCORE
+            answer |= dict(transcript=" ".join(words), aligned=aligned, alignment_score=score, words=dicts)
+        return [Prediction(a, s) for a, s in zip(found, samples, strict=True)]
+
+# %% ../nbs/06b_inference.ipynb #n010w
+class _Windows(_Answers):
+    "Part of `Predictor`: a window over what comes, and its batches."
+    def _window(self, items, sampling_rate, batch_size):
+        "The next samples, or errors, of an iterator: a few batches, so that neighbours in length are found."
+        found, seconds = [], 0.0
+        for item in items:
+            try:
+                found.append(load_samples(item, sampling_rate))
+                seconds += len(found[-1]) / SAMPLING_RATE
+            except (ManifestError, ValueError) as e:
+                found.append(e)
+            if len(found) >= 4 * batch_size or seconds >= 30 * batch_size: break
+        return found
+
+    def _batch_answers(self, window, batch):  # samples, their places
+        "Place -> answer, of a batch that goes in halves where memory is full; else the error of each."
+        def run(part):
+            return self._answers([window[i] for i in part["row"]], [None] * len(part["row"]))
+        try:
+            parts = in_parts(run, dict(row=batch))
+            return {i: a for rows, answers in parts for i, a in zip(batch[rows], answers, strict=True)}
+        except TrainingError as e:
+            return dict.fromkeys(batch, e)
+
+# %% ../nbs/06b_inference.ipynb #n010b
+class Predictor(_Windows):
+    "Emotion, transcript and prominence of one recording, or of many."
     def __init__(self,
                  checkpoint,      # folder or hub id of a trained model, its best_model.pt, or a ProsodySER
                  device=None,     # where to run; None: a GPU if there is one
@@ -185,27 +245,34 @@ class Predictor(_Steps):
         check_can_spell(model)
         self.model, self.decode, self.options = model.to(self.device).eval(), decode, options
 
-    @torch.no_grad()
     def __call__(self,
                  audio,      # a file, an Utterance, or samples of shape (S,)
                  sampling_rate=SAMPLING_RATE, # Hz of samples that are given
                  words=None, # the transcript, a list of words or a text, where it is known
     ) -> Prediction:         # seconds, emotion, probabilities, transcript, aligned, alignment_score, words
         "What is said, how, and on which words the stress lies."
-        samples = _load_samples(audio, sampling_rate)                                      # (S,)
-        x = torch.from_numpy(samples)[None].to(self.device)                                # (1, S)
-        task_hidden, lengths = self.model.encode(x, torch.tensor([x.shape[1]], device=self.device))
-        found = dict(seconds=round(len(samples) / SAMPLING_RATE, 3))
-        if self.model.ser:
-            found |= self._emotion(task_hidden["ser"], lengths)
-        hidden = self.model.asr(task_hidden["asr"]) if self.model.asr else None            # (1, T, H)
-        ids, token_word, words = self._words(hidden, lengths, words)
-        if words is not None:
-            transcript = ids, token_word, words
-            placed, score = self._place(task_hidden, hidden, lengths, *transcript, found["seconds"])
-            aligned = score is not None and score >= MIN_ALIGNMENT_SCORE
-            found |= dict(transcript=" ".join(words), aligned=aligned, alignment_score=score, words=placed)
-        return Prediction(found, samples)
+        return self._answers([load_samples(audio, sampling_rate)], [words])[0]
+
+    def many(self,
+             audio,             # iterable of files, Utterances, or samples of shape (S,)
+             sampling_rate=SAMPLING_RATE, # Hz of samples that are given
+             batch_size=16,     # recordings that are encoded together, at most
+             keep_errors=False, # yield the error of a recording that cannot be used, in its place
+    ):
+        """Yields a `Prediction` for each, in their order, each the same as alone. A few batches are read
+        ahead. Raises `ManifestError` for a file that cannot be used, after those before it."""
+        items = iter(audio)
+        while window := self._window(items, sampling_rate, batch_size):
+            ready = {i: x for i, x in enumerate(window) if isinstance(x, Exception)}
+            heard = [i for i in range(len(window)) if i not in ready]
+            sizes = [len(window[i]) for i in heard]
+            batches = [[heard[k] for k in b] for b in _together(sizes, self.model.backbone, batch_size)]
+            for i in range(len(window)):
+                if i not in ready:
+                    batch = next(b for b in batches if i in b)
+                    ready |= self._batch_answers(window, batch)
+                if isinstance(ready[i], Exception) and not keep_errors: raise ready[i]
+                yield ready.pop(i)
 
     def plot(self,
              audio,      # a file, an Utterance, or samples of shape (S,)

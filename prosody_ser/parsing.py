@@ -50,14 +50,14 @@ def _add_setting(parser, f):
     "One setting as an argument, or two: --x and --no_x where it is on by default."
     kind, listed, _ = _setting_type(f)
     default, help = default_of(f), f.metadata["help"].replace("%", "%%")
-    if default is not None and default is not False:
+    if default not in (None, []) and default is not False:
         shown = " ".join(map(str, default)) if listed else default
         help += f" (default: {shown})"
     options = dict(help=help, choices=f.metadata.get("choices"), type=_yes_or_no if kind is bool else kind)
     if listed:
         options["nargs"] = "+"
     if f.metadata.get("positional"):
-        parser.add_argument(f.name, **options)
+        parser.add_argument(f.name, **options | ({} if is_required(f) else dict(nargs="*", default=default)))
         return
     if kind is bool:
         options |= dict(nargs="?", const=True, metavar="true|false")

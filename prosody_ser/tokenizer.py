@@ -289,6 +289,18 @@ class _Coverage(_Pieces):
             "transcripts (--retrain_tokenizer; --character_coverage 1 takes rare letters in), or spell them "
             "as those that it was trained on.")
 
+# %% ../nbs/02_tokenizer.ipynb #given1
+def given_words(tokenizer, words):  # SentencePieceTokenizer or None, a list of words or a text
+    "Ids of a transcript that is given, the word of each, and its words. Warns of what cannot be written."
+    words = words.split() if isinstance(words, str) else list(words)
+    if not tokenizer: return [], [], words
+    if unknown := [w for w in words if not tokenizer.can_write(w)]:
+        warnings.warn(f"{len(unknown)} of {len(words)} words have letters without a piece, such as "
+                      f"{unknown[0]!r}: they cannot be placed well. Spell them as the training transcripts "
+                      "were spelled.", stacklevel=5)
+    return *tokenizer.encode_words(words), words
+
+
 # %% ../nbs/02_tokenizer.ipynb #c009
 class SentencePieceTokenizer(_Coverage):
     "SentencePiece subword units with a CTC blank."

@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 from prosody_ser.backbones import RunningNorm
 from prosody_ser.config import TrainingError
 from prosody_ser.data import read_manifest
-from prosody_ser.inference import FeatureCache, predict
+from prosody_ser.inference import FeatureCache, Predictor, predict
 from prosody_ser.model import ProsodySER
 from prosody_ser.train import build_model, load_splits, prepare_tokenizer
 from prosody_ser.trainer import build_trainer
@@ -98,3 +98,22 @@ def test_features_in_halves(corpus, tmp_path, monkeypatch):
         files.append({key: cache(key) for key in cache.index})
     assert files[0].keys() == files[1].keys() and len(files[0]) == 6
     assert all(abs(files[0][k] - files[1][k]).max() < 1e-2 for k in files[0])
+
+
+def test_answers_in_halves(corpus, tmp_path, monkeypatch):
+    """Many recordings: halves where a batch does not fit, the same answers; where one does not fit, its error in its place."""
+    c = config(corpus, tmp_path)
+    data = load_splits(c)
+    model = build_model(c, data["train"], prepare_tokenizer(c, data["train"].utterances))
+    rows = read_manifest(corpus / "test.jsonl", corpus)
+    predictor = Predictor(model, "cpu")
+    wanted = [predictor(u) for u in rows]
+    came = with_room(monkeypatch, ProsodySER, 3, "encode")
+    with pytest.warns(UserWarning, match="goes in two halves"):
+        assert list(predictor.many(rows)) == wanted
+    assert came == [6, 3, 3]
+    with_room(monkeypatch, ProsodySER, 0, "encode")
+    found = list(predictor.many(rows[:1], keep_errors=True))
+    assert "does not hold a single utterance" in str(found[0])
+    with pytest.raises(TrainingError):
+        next(predictor.many(rows[:1]))
