@@ -10,6 +10,8 @@ __all__ = ['DEMO', 'COMMANDS', 'PAGE_PARAMETERS', 'quiet_libraries', 'train_and_
 # %% ../nbs/12_cli.ipynb #imports
 import argparse
 import ast
+import atexit
+import gc
 import io
 import os
 import sys
@@ -26,10 +28,10 @@ from prosody_ser.config import (
     MISSING,
     PATH_SETTINGS,
     ConfigError,
-    DecodingSettings,
     EvaluateConfig,
     ExportConfig,
     GatherConfig,
+    PredictConfig,
     Settings,
     TrainConfig,
     default_of,
@@ -181,35 +183,6 @@ def _gather(config):
     print(f"{table}\n\n{Path(config.out)/'comparison.md'}")
 
 # %% ../nbs/12_cli.ipynb #predictcmd
-@dataclass(kw_only=True)
-class _PredictConfig(DecodingSettings):
-    "Print emotion, transcript and prominent words of audio files, one JSON object a line."
-    audio: list[str] = setting([], "the model, then files, folders, 'patterns', manifests, or - ; "
-                               "none: names on standard input", positional=True, path=True)
-    checkpoint_path: str | None = setting(
-        None, "best_model folder, best_model.pt, or hub id, where it is not named first", path=True)
-    device: str | None = setting(None, "cuda or cpu; default: a GPU if there is one", choices=["cuda", "cpu"])
-    batch_size: int = setting(16, "recordings that are heard together, at most")
-    audio_base_path: str | None = setting(None, "folder of manifests' audio; default: theirs", path=True)
-    out: str | None = setting(None, "folder for the answers; default: standard output", path=True)
-    format: str = setting("jsonl", "how answers are written",
-                          choices=["jsonl", "csv", "textgrid", "srt", "eaf", "audacity"])
-    resume: bool = setting(False, "go on with what is in --out: what is done there is skipped")
-    plot: bool = setting(False, "also draw a timeline of each recording into --out")
-    plot_dir: str | None = setting(None, "also draw a timeline of each file into this folder", path=True)
-    table: bool = setting(False, "print a table for people")
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.checkpoint_path is None and self.audio:
-            from prosody_ser.predict import split_model
-            self.checkpoint_path, self.audio = split_model(self.audio)
-        if self.checkpoint_path is None:
-            raise ConfigError("name the model: prosody-ser predict MODEL FILES (a best_model folder, or a "
-                              "best_model.pt), or --checkpoint_path MODEL.")
-        if (self.resume or self.plot) and not self.out:
-            raise ConfigError(f"--{'resume' if self.resume else 'plot'} needs a folder: --out FOLDER.")
-
 def _predict(config):
     from prosody_ser.predict import predict_files
     failed, total = predict_files(config)
@@ -381,7 +354,7 @@ COMMANDS = dict(
     crossval=_Command(_CrossvalConfig, _crossval, more=_FOLDS),
     gather=_Command(GatherConfig, _gather, "Finished runs in one table: settings that differ, scores."),
     compare=_Command(_CompareConfig, _compare, more=_PAIRED),
-    predict=_Command(_PredictConfig, _predict), export=_Command(ExportConfig, _export),
+    predict=_Command(PredictConfig, _predict), export=_Command(ExportConfig, _export),
     prepare=_Command(_PrepareConfig, _prepare),
     audit=_Command(_AuditConfig, _audit, more=_EXIT), tokenizer=_Command(_TokenizerConfig, _tokenizer),
     lm=_Command(_LMConfig, _lm), memory=_Command(_MemoryConfig, _memory))
@@ -407,9 +380,11 @@ def main(
         config = parse_args(command.settings, argv[1:], f"prosody-ser {name}", **about)
     os.environ["MPLBACKEND"] = "Agg"        # what a notebook's shell has left there may not exist here
     from prosody_ser.folder import run_command
+    if own:
+        atexit.register(gc.freeze)          # what is left goes with the process, nobody need look for it
     if own and name == "predict":
-        from prosody_ser.predict import _lean_process
-        _lean_process()
+        from prosody_ser.predict import import_less
+        import_less()
     run_command(lambda: (quiet_libraries(), command.run(config)))
 
 # %% ../nbs/12_cli.ipynb #16pagesc006

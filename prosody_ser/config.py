@@ -6,7 +6,8 @@
 __all__ = ['TASKS', 'BACKBONES', 'FRAME_RATE', 'TINY_FRAME_RATE', 'POOLINGS', 'CTC_REDUCTIONS', 'CTC_DEFAULTS', 'TRACKERS',
            'DECODING_SETTINGS', 'LOGGING_SETTINGS', 'EXECUTION_SETTINGS', 'PATH_SETTINGS', 'ConfigError',
            'TrainingError', 'setting', 'expand_path', 'Settings', 'is_required', 'default_of', 'non_defaults',
-           'DecodingSettings', 'TrainConfig', 'unused_settings', 'EvaluateConfig', 'GatherConfig', 'ExportConfig']
+           'DecodingSettings', 'TrainConfig', 'unused_settings', 'EvaluateConfig', 'GatherConfig', 'PredictConfig',
+           'ExportConfig']
 
 # %% ../nbs/01_config.ipynb #imports
 import math
@@ -488,10 +489,40 @@ class GatherConfig(Settings):
         "runs/comparison", "folder for the tables (Markdown, CSV) and the figure (PNG)", path=True)
     ignore: list[str] | None = setting(None, "settings that are not compared, such as audio_base_path")
 
+# %% ../nbs/01_config.ipynb #usesc
+@dataclass(kw_only=True)
+class PredictConfig(DecodingSettings):
+    "Print emotion, transcript and prominent words of audio files, one JSON object a line."
+    audio: list[str] = setting([], "the model, then files, folders, 'patterns', manifests, or - ; "
+                               "none: names on standard input", positional=True, path=True)
+    checkpoint_path: str | None = setting(
+        None, "best_model folder, best_model.pt, or hub id, where it is not named first", path=True)
+    device: str | None = setting(None, "cuda or cpu; default: a GPU if there is one", choices=["cuda", "cpu"])
+    batch_size: int = setting(16, "recordings that are heard together, at most")
+    audio_base_path: str | None = setting(None, "folder of manifests' audio; default: theirs", path=True)
+    out: str | None = setting(None, "folder for the answers; default: standard output", path=True)
+    format: str = setting("jsonl", "how answers are written",
+                          choices=["jsonl", "csv", "textgrid", "srt", "eaf", "audacity"])
+    resume: bool = setting(False, "go on with what is in --out: what is done there is skipped")
+    plot: bool = setting(False, "also draw a timeline of each recording into --out")
+    plot_dir: str | None = setting(None, "also draw a timeline of each file into this folder", path=True)
+    table: bool = setting(False, "print a table for people")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.checkpoint_path is None and self.audio:
+            from prosody_ser.predict import split_model
+            self.checkpoint_path, self.audio = split_model(self.audio)
+        if self.checkpoint_path is None:
+            raise ConfigError("name the model: prosody-ser predict MODEL FILES (a best_model folder, or a "
+                              "best_model.pt), or --checkpoint_path MODEL.")
+        if (self.resume or self.plot) and not self.out:
+            raise ConfigError(f"--{'resume' if self.resume else 'plot'} needs a folder: --out FOLDER.")
+
+# %% ../nbs/01_config.ipynb #usese
 @dataclass
 class ExportConfig(Settings):
     "Write a model as ONNX files, for machines without PyTorch."
     checkpoint: str = setting(MISSING, "best_model folder, .pt file, or hub id", positional=True, path=True)
     out: str = setting(MISSING, "folder to write; an earlier export is replaced", positional=True, path=True)
     int8: bool = setting(False, "the encoder's matrices as 8-bit integers")
-

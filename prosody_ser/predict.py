@@ -409,14 +409,12 @@ def _real_getter():
 
 _COMPILER = "torch._dynamo", "torch._dynamo._trace_wrapped_higher_order_op"
 
-def _lean_process():
-    "Import less, in a process that only predicts; nothing where transformers' models are there already."
-    if "transformers.modeling_utils" in sys.modules: return
+def _leave_out():
+    "From now on this process does as if parts of its libraries were not installed."
     import torch
-    gc.disable()                                                         # what is imported stays
     for name in ("scipy", "sklearn", "accelerate"):
         if name not in sys.modules:
-            sys.modules[name] = None                                     # as if it were not installed
+            sys.modules[name] = None
     torch.distributed.is_available = bool                                # False, whoever asks now
     torch.compile = _unchanged
     if _COMPILER[0] in sys.modules: return
@@ -424,3 +422,15 @@ def _lean_process():
         sys.modules[name] = _StandIn(name)
     torch._dynamo, masks = (sys.modules[name] for name in _COMPILER)
     masks.TransformGetItemToIndex = _real_getter
+
+def import_less():
+    """Import what predicts and no more, in a process of the command alone. Where other versions of the
+    libraries do not bear that, the process begins anew, with all of them."""
+    if "transformers.modeling_utils" in sys.modules or os.environ.get("PROSODY_SER_IMPORT_ALL"): return
+    gc.disable()                                                         # what is imported stays
+    try:
+        _leave_out()
+        import_module("prosody_ser.inference")
+        import_module("prosody_ser.decoding")
+    except Exception:                                                    # noqa: BLE001  any at all
+        os.execve(sys.executable, sys.orig_argv, os.environ | dict(PROSODY_SER_IMPORT_ALL="1"))
