@@ -96,6 +96,13 @@ def recover_swap(
         backup.rename(folder)
     shutil.rmtree(half, ignore_errors=True)
 
+# %% ../nbs/01c_folder.ipynb #gone2
+def remove_checkpoints(folder):
+    "Remove a folder of checkpoints. Whoever is killed in between leaves none that looks whole."
+    for state in Path(folder).rglob("trainer_state.json"):
+        state.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+
 # %% ../nbs/01c_folder.ipynb #own2
 class FolderError(ConfigError):
     "A folder that cannot be written to as it is: the message names the files or the process, and the cure."

@@ -32,6 +32,7 @@ from prosody_ser.folder import (
     one_writer,
     recover_swap,
     refuse_foreign,
+    remove_checkpoints,
     storage_told,
     swap_folder,
     write_json,
@@ -96,8 +97,7 @@ def _check_splits(config, splits, index):
     index = index or Path(config.save_dir).parent/"audio_index.jsonl"
     recheck = config.recheck_audio and is_main_process()
     with main_first():
-        return {s: hear_all(rows, config.audio_base_path, f"checking audio: {s}", index=index,
-                            recheck=recheck)
+        return {s: hear_all(rows, config.audio_base_path, f"checking audio: {s}", index, recheck=recheck)
                 for s, rows in splits.items()}
 
 def load_splits(
@@ -346,7 +346,7 @@ def _promote_refit(folder, history):
     write_json(new/run.best_scores.name, history["best"])
     write_json(new/run.refit_record.name, history["refit"])
     swap_folder(new, run.best_model)
-    shutil.rmtree(run.refit_folder)
+    remove_checkpoints(run.refit_folder)
 
 def _train_refit(config, both, tokenizer, epoch):
     "A trainer that has trained a fresh model on all rows up to an epoch; the folder is of this plan only."
@@ -354,7 +354,7 @@ def _train_refit(config, both, tokenizer, epoch):
     silent = dict(use_wandb=False, report_to=None, wandb_tags=None, wandb_group=None)
     plan = replace(config, save_dir=str(place), resume=config.resume and Run(place).has_checkpoint, **silent)
     if not plan.resume and is_main_process():
-        shutil.rmtree(place, ignore_errors=True)               # what another version has left there
+        remove_checkpoints(place)                              # what another version has left there
     model = build_model(plan, both, tokenizer)
     if config.feature_cache:
         both = _cache_features(plan, model, dict(train=both))["train"]
@@ -369,7 +369,7 @@ def _refit(config, data, tokenizer, history):
                          np.concatenate([train.seconds, val.seconds]))
     plan = dict(rows=len(both), epoch=epoch, of=config.num_epochs)
     if config.resume and run.refit and plan.items() <= run.refit.items():
-        shutil.rmtree(run.refit_folder, ignore_errors=True)
+        remove_checkpoints(run.refit_folder)
         return history | dict(refit=run.refit)
     log_main(f"refit: training anew on the {len(both)} training and validation rows together, "
              f"up to epoch {epoch:g}")
