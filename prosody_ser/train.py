@@ -97,8 +97,8 @@ def _check_splits(config, splits, index):
     index = index or Path(config.save_dir).parent/"audio_index.jsonl"
     recheck = config.recheck_audio and is_main_process()
     with main_first():
-        return {s: hear_all(rows, config.audio_base_path, f"checking audio: {s}", index=index, recheck=recheck)
-                for s, rows in splits.items()}
+        return {s: hear_all(rows, config.audio_base_path, f"checking audio: {s}", index=index,
+                            recheck=recheck) for s, rows in splits.items()}
 
 def load_splits(
     config,     # TrainConfig
