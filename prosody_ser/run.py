@@ -78,8 +78,7 @@ class _Files:
 def _read(path):
     "A JSON file of a run. Raises ConfigError where it is missing or broken."
     if not path.is_file():
-        raise ConfigError(f"there is no {path.name} in {path.parent}: not a training run, or one that has "
-                          "not come that far")
+        raise ConfigError(f"there is no {path.name} in {path.parent}: not a training run, or ended early")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as e:
@@ -434,12 +433,13 @@ def history_from_log(
 def write_history(
     folder,  # of the run
     history, # from history_from_log, and after a refit its lines
+    plot=True, # draw it, too
 ):
     "Write training_history.json and its figure."
     run = Run(folder)
-    history = history | dict(best=_read_if_there(run.best_scores))
-    write_json(run.history_file, history)
-    save_figure(plot_history(history), run.history_plot)
+    write_json(run.history_file, history := history | dict(best=_read_if_there(run.best_scores)))
+    if plot:
+        save_figure(plot_history(history), run.history_plot)
 
 # %% ../nbs/08_run.ipynb #curves3
 _SCORES = {"skill": ["skill"], "ser": ["ser/macro_f1", "ser/ua", "ser/wa"], "asr": ["asr/wer", "asr/cer"],

@@ -9,6 +9,7 @@ __all__ = ['precision', 'check_bf16', 'selection_metric', 'training_arguments', 
 import os
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from weakref import WeakSet
 
 import numpy as np
@@ -351,7 +352,7 @@ class _KeepBest(_Checkpoints):
 
     def on_train_begin(self, args, state, control, **kwargs):
         run = Run(args.output_dir)                                              # may be resumed
-        self.best = run.best if run.best_scores.is_file() else None
+        self.best, self.drawn = run.best if run.best_scores.is_file() else None, monotonic()
         if self.planned and self.planned != state.max_steps:
             _tell_schedule(self.planned, state.max_steps, **kwargs)
 
@@ -370,7 +371,9 @@ class _KeepBest(_Checkpoints):
         if out_of_patience(lines, self.metric, self.config.early_stopping_patience):
             control.should_training_stop = True
         if state.is_world_process_zero:
-            write_history(folder, history)
+            due = monotonic() - self.drawn > 30           # a figure takes longer than a short validation
+            write_history(folder, history, due)
+            self.drawn = monotonic() if due else self.drawn
 
     def _save(self, folder, is_main_process):
         "Save the model, its validation scores, and its (greedy, uncalibrated) predictions."
