@@ -11,6 +11,7 @@ import glob
 import json
 import os
 import re
+import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -433,4 +434,5 @@ def import_less():
         import_module("prosody_ser.inference")
         import_module("prosody_ser.decoding")
     except Exception:                                                    # noqa: BLE001  any at all
-        os.execve(sys.executable, sys.orig_argv, os.environ | dict(PROSODY_SER_IMPORT_ALL="1"))
+        again = [sys.executable, *sys.orig_argv[1:]]
+        sys.exit(subprocess.run(again, env=os.environ | dict(PROSODY_SER_IMPORT_ALL="1")).returncode)

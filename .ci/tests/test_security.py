@@ -218,7 +218,7 @@ def test_names_of_a_manifest_are_no_places(outside, command):
     for name, job in jobs.items():
         code, printed = command(*job)
         assert "Traceback" not in printed and (code == 0 or name == "audit"), printed
-    assert len(list((work / "plots").iterdir())) == len(set(map(os.path.normpath, audio)))
+    assert len(list((work / "plots").iterdir())) == len(audio)                # one that is named twice has two
     assert len(list((work / "fixed").iterdir())) == 3 and (work / "audit.png").is_file()
     assert everything(outside, [work]) == before
     assert not [p for p in work.rglob("*") if p.is_symlink() or not p.resolve().is_relative_to(work.resolve())]
