@@ -24,9 +24,9 @@ import numpy as np
 from .audio import SAMPLING_RATE, load_audio
 from .config import ConfigError
 from .decoding import decoder_options
-from .evaluate import show_html, sound_html, table_html
-from .formats import to_csv, to_textgrid
+from .evaluate import sound_html
 from .folder import to_json
+from .formats import to_csv, to_textgrid
 from .inference import Predictor
 from .model import load_checkpoint
 from .predict import find_recordings
@@ -40,14 +40,14 @@ def _credentials(config):
         try:
             given = Path(given[1:]).read_text(encoding="utf-8")
         except OSError as e:
-            raise ConfigError(f"--auth {given}: {e.strerror}. Name a file with NAME:PASSWORD in it.") from None
+            raise ConfigError(f"--auth {given}: {e.strerror}. Name a file with NAME:PASSWORD.") from None
     name, _, password = given.strip().partition(":")
     if name and password: return name, password
     if given:
         raise ConfigError("--auth: give NAME:PASSWORD, or @FILE with that in it.")
     if config.share or not _is_this_machine(config.host):
         public = "--share" if config.share else f"--host {config.host}"
-        raise ConfigError(f"{public}: others could come to the page. Name a password: --auth NAME:PASSWORD, "
+        raise ConfigError(f"{public}: others could come to the page. Name a password: --auth NAME:PASSWORD; "
                           "or, not to be seen in the list of processes, --auth @FILE or the variable "
                           "PROSODY_SER_AUTH.")
     return None
@@ -107,16 +107,15 @@ def _chances(answer, abstain):
     bars = (f'<span>{escape(name)}</span><i style="--p:{_percent(p, "")}"{" class=first" * (k == 0)}></i>'
             f"<b>{_percent(p)}</b>" for k, (name, p) in enumerate(chances))
     line = f' style="--line-at:{_percent(abstain, "")}"' if abstain else ""
-    return f'<div class="chances"{line}>{"".join(bars)}</div>' if chances else ""
+    note = f'<p class="note">an emotion below the dashed line, {_percent(abstain)}, is not named</p>'
+    return f'<div class="chances"{line}>{"".join(bars)}</div>{note if abstain else ""}' if chances else ""
 
 def _title(answer, name, abstain):
     "The answer in a line."
     if not answer.emotion: return f"<h3>{escape(name)}</h3>"
     likeliest, p = max(answer.probabilities.items(), key=lambda x: x[1])
     note = f"{escape(name)}, {answer.seconds:.2f} s"
-    if p < abstain:
-        note += (f": most likely {escape(likeliest)}, but with {_percent(p)}; below the dashed line at "
-                 f"{_percent(abstain)} no emotion is named")
+    note += f": most likely {escape(likeliest)}, with {_percent(p)}" if p < abstain else ""
     return f"<h3><b>{escape(answer.emotion)}</b> <small>{note}</small></h3>"
 
 # %% ../nbs/14_serve.ipynb #wave
@@ -161,19 +160,19 @@ def _record(answer, name):
     "An answer as it is downloaded."
     return dict(audio_filepath=name) | answer.to_dict()
 
-def _links(**texts):  # ending -> text
+def _links(stem, **texts):  # stem of the files; ending -> text
     "Links that save texts: they are in the page itself, and on no disk of the server."
-    def link(name, text):
+    def link(ending, text):
         data = b64encode(text.encode()).decode()
-        return f'<a download="{escape(name)}" href="data:text/plain;base64,{data}">{escape(name)}</a>'
-    return f'<p class="save">{"".join(link(*x) for x in texts.items())}</p>'
+        return f'<a download="{escape(stem)}.{ending}" href="data:text/plain;base64,{data}">{ending}</a>'
+    return f'<p class="save">save as {"".join(link(*x) for x in texts.items())}</p>'
 
 def _answer_html(answer, notes, name, abstain):
     "An answer on the page: emotion, waveform, words, downloads."
-    record, stem = _record(answer, name), Path(name).stem
+    record = _record(answer, name)
     told = "".join(f'<p class="warn">{escape(note)}</p>' for note in notes)
-    links = _links(**{f"{stem}.json": to_json(record, ensure_ascii=False, indent=1) + "\n",
-                      f"{stem}.csv": to_csv([record]), f"{stem}.TextGrid": to_textgrid(record)})
+    links = _links(Path(name).stem, json=to_json(record, ensure_ascii=False, indent=1) + "\n",
+                   csv=to_csv([record]), TextGrid=to_textgrid(record))
     return _styled(f'<div class="answer">{_title(answer, name, abstain)}{told}{_chances(answer, abstain)}'
                    f"{_wave(answer)}{sound_html(answer.samples)}{_words(answer)}{links}</div>")
 
@@ -187,7 +186,8 @@ def _sorry(sentence):
 def _row(name, record):
     "An answer, or why there is none, as a row: name, seconds, emotion, transcript with prominent words bold."
     first = f"<td>{escape(name)}</td>"
-    if "error" in record: return f'<tr>{first}<td colspan="3">{escape(record["error"])}</td></tr>'
+    if "error" in record:
+        return f'<tr>{first}<td colspan="3">{escape(record["error"].removeprefix(f"{name}: "))}</td></tr>'
     words = (f"<b>{escape(w['word'])}</b>" if w.get("prominent") else escape(w["word"])
              for w in record.get("words") or [])
     chance = _percent(max((record.get("probabilities") or {"": 0}).values()))
@@ -200,11 +200,11 @@ def _many_html(records, total):
     bad = sum("error" in r for r in records)
     told = f"{done} of {total} done" + (f", {bad} could not be used" if bad else "")
     head = "".join(f"<th>{name}</th>" for name in ("recording", "seconds", "emotion", "words"))
-    links = _links(**{"answers.csv": to_csv(records),
-                      "answers.json": to_json(records, ensure_ascii=False, indent=1) + "\n"})
+    links = _links("answers", csv=to_csv(records), json=to_json(records, ensure_ascii=False, indent=1) + "\n")
     bar = f'<progress max="{total}" value="{done}"></progress><p class="note">{told}</p>'
-    return _styled(f"{bar}{links if done == total else ''}" f'<div class="wide"><table><thead><tr>{head}</tr>'
-                   f"</thead><tbody>{''.join(rows if done == total else rows[-8:])}</tbody></table></div>")
+    shown = "".join(rows if done == total else rows[-8:])
+    return _styled(f"{bar}{links if done == total else ''}" '<table class="many">'
+                   f"<thead><tr>{head}</tr></thead><tbody>{shown}</tbody></table>")
 
 # %% ../nbs/14_serve.ipynb #visits
 def _forget(file):
@@ -219,7 +219,7 @@ def _told(error):
     "An error as a sentence; one that nobody has foreseen is told to whoever runs the server, too."
     if isinstance(error, ManifestError): return str(error)
     traceback.print_exception(error)
-    return f"This did not work ({type(error).__name__}). Whoever runs this page finds the reason in its log."
+    return f"This did not work ({type(error).__name__}); the log of the server says why."
 
 def _examples(folder):
     "Name -> path of the recordings in a folder."
@@ -237,21 +237,25 @@ class _Visits(_Desk):
     def one(self, file):
         "HTML of one upload, and None, so that the field is empty again."
         if file is None: return "", None
-        name = file.get("orig_name") or "recording"
         try:
-            return _answer_html(*self.hear(file["path"], name), name, self.config.abstain), None
-        except Exception as e:                                            # noqa: BLE001  or an old answer stays
-            return _sorry(_told(e)), None
+            return self._shown(file["path"], file.get("orig_name") or "recording"), None
         finally:
             _forget(file)
 
-    def example(self, name):
-        "HTML of an example."
-        if name is None: return ""
+    def _shown(self, path, name):
+        "HTML of an answer, or why there is none: an earlier one must not stay."
         try:
-            return _answer_html(*self.hear(self.examples[name], name), name, self.config.abstain)
+            return _answer_html(*self.hear(path, name), name, self.config.abstain)
         except Exception as e:                                            # noqa: BLE001
             return _sorry(_told(e))
+
+    def recorded(self, file):
+        "HTML of a recording from the microphone, and None."
+        return self.one(file and file | dict(orig_name="recording.wav"))
+
+    def example(self, name):
+        "HTML of an example."
+        return "" if name is None else self._shown(self.examples[name], name)
 
     def record(self, file):
         "A dict for JSON of one upload: the answer, or an error. An upload is deleted."
@@ -289,7 +293,8 @@ print(answer["emotion"], answer["probabilities"])
 _CURL = """URL={url}
 {login}FILE=$(curl -s {cookie}-F files=@recording.wav $URL/gradio_api/upload | tr -d '[]')
 DATA='{{"data": [{{"path": '$FILE', "meta": {{"_type": "gradio.FileData"}}}}]}}'
-ID=$(curl -s {cookie}-H 'Content-Type: application/json' -d "$DATA" $URL/gradio_api/call/predict | cut -d'"' -f4)
+ID=$(curl -s {cookie}-d "$DATA" -H 'Content-Type: application/json' \\
+  $URL/gradio_api/call/predict | cut -d'"' -f4)
 curl -s {cookie}$URL/gradio_api/call/predict/$ID | sed -n 's/^data: //p'
 """
 
@@ -301,8 +306,8 @@ def _api_html(url, locked):
     curl = _CURL.format(url=url, login=_LOGIN * locked, cookie="-b cookies.txt " * locked)
     def block(text):
         return f"<pre>{escape(text).replace(escape(url), f'<span class=url>{escape(url)}</span>')}</pre>"
-    about = "<p>The answer is the same as that of <code>prosody-ser predict</code>: emotion, probabilities, " \
-            "transcript, and words with start, end and prominence, as JSON.</p>"
+    about = ("<p>The answer is that of <code>prosody-ser predict</code>, as JSON: emotion, probabilities, "
+             "transcript, and words with start, end and prominence.</p>")
     return _styled(f"{about}<p><b>Python</b> (<code>pip install gradio_client</code>)</p>{block(python)}"
                    f"<p><b>Shell</b> (curl)</p>{block(curl)}")
 
@@ -314,11 +319,12 @@ _NO_MICROPHONE = """if (!window.isSecureContext) element.querySelector(".insecur
 
 def _head_html(config):
     "What the page is, and what becomes of a recording."
+    limits = f"Recordings up to {config.max_seconds:g} s and {config.max_mb:g} MB"
     return _styled(
         "<h1>What is said, and how</h1><p>Emotion, words, and which of them are prominent.</p>"
-        f'<p class="note">Up to {config.max_seconds:g} s and {config.max_mb:g} MB a recording. It is deleted as '
-        'soon as it is answered.</p><p class="warn insecure" hidden>The browser gives the microphone to pages '
-        "of its own machine and over https only: here you can upload.</p>")
+        f'<p class="note">{limits}. Each is deleted as soon as it is answered.</p>'
+        '<p class="warn insecure" hidden>A browser lends the microphone to pages of its own machine, and '
+        "over https. Here you can upload.</p>")
 
 def _one_tab(gr, visits):
     "Record, upload or pick, and the answer."
@@ -327,19 +333,20 @@ def _one_tab(gr, visits):
         upload = gr.File(label="Upload", height=150)
     names = list(visits.examples)
     example = gr.Dropdown(names, value=None, label="Or pick an example", visible=bool(names))
-    answer, hidden = gr.HTML(), dict(api_visibility="private")
-    for source, event in ((microphone, microphone.stop_recording), (upload, upload.upload)):
-        event(visits.one, source, [answer, source], preprocess=False, **hidden)
+    answer, hidden = gr.HTML(apply_default_css=False), dict(api_visibility="private")
+    microphone.stop_recording(visits.recorded, microphone, [answer, microphone], preprocess=False, **hidden)
+    upload.upload(visits.one, upload, [answer, upload], preprocess=False, **hidden)
     example.input(visits.example, example, answer, **hidden)
 
 def _many_tab(gr, visits):
     "Many files, and a table."
-    uploads, table = gr.File(label="Upload many recordings", file_count="multiple", height=150), gr.HTML()
+    uploads = gr.File(label="Upload many recordings", file_count="multiple", height=150)
+    table = gr.HTML(apply_default_css=False)
     uploads.upload(visits.many, uploads, [table, uploads], preprocess=False, api_visibility="private")
 
 def _api_tab(gr, visits, url, locked):
     "How programs ask, and the endpoint that they ask."
-    gr.HTML(_api_html(url, locked), js_on_load=_HERE)
+    gr.HTML(_api_html(url, locked), js_on_load=_HERE, apply_default_css=False)
     file, answer = gr.File(visible=False), gr.JSON(visible=False)
     gr.Button(visible=False).click(visits.api, file, answer, preprocess=False, api_name="predict")
 
@@ -348,12 +355,12 @@ def _page(config, url, locked):
     import gradio as gr
     visits = _Visits(config)
     with gr.Blocks(title="Prosody-SER", analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        gr.HTML(_head_html(config), js_on_load=_NO_MICROPHONE)
+        gr.HTML(_head_html(config), js_on_load=_NO_MICROPHONE, apply_default_css=False)
         with gr.Tab("One recording"):
             _one_tab(gr, visits)
         with gr.Tab("Many"):
             _many_tab(gr, visits)
-        with gr.Tab("For programs"):
+        with gr.Tab("API"):
             _api_tab(gr, visits, url, locked)
     return page.queue(max_size=config.queue)
 
@@ -410,4 +417,4 @@ def serve_command(config):  # ServeConfig
         except KeyboardInterrupt:
             print("stopped")
         finally:
-            page.close()
+            page.close(verbose=False)
