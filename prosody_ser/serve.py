@@ -107,7 +107,7 @@ def _chances(answer, abstain):
     bars = (f'<span>{escape(name)}</span><i style="--p:{_percent(p, "")}"{" class=first" * (k == 0)}></i>'
             f"<b>{_percent(p)}</b>" for k, (name, p) in enumerate(chances))
     line = f' style="--line-at:{_percent(abstain, "")}"' if abstain else ""
-    note = f'<p class="note">an emotion below the dashed line, {_percent(abstain)}, is not named</p>'
+    note = f'<p class="note">an emotion below the dashed line, {100 * abstain:g} %, is not named</p>'
     return f'<div class="chances"{line}>{"".join(bars)}</div>{note if abstain else ""}' if chances else ""
 
 def _title(answer, name, abstain):
@@ -329,8 +329,8 @@ def _head_html(config):
 def _one_tab(gr, visits):
     "Record, upload or pick, and the answer."
     with gr.Row(equal_height=True):
-        microphone = gr.Audio(label="Record", sources=["microphone"], type="filepath")
-        upload = gr.File(label="Upload", height=150)
+        microphone = gr.Audio(label="Record", sources=["microphone"], type="filepath", min_width=280)
+        upload = gr.File(label="Upload", height=130, min_width=280)
     names = list(visits.examples)
     example = gr.Dropdown(names, value=None, label="Or pick an example", visible=bool(names))
     answer, hidden = gr.HTML(apply_default_css=False), dict(api_visibility="private")
@@ -340,7 +340,7 @@ def _one_tab(gr, visits):
 
 def _many_tab(gr, visits):
     "Many files, and a table."
-    uploads = gr.File(label="Upload many recordings", file_count="multiple", height=150)
+    uploads = gr.File(label="Upload many recordings", file_count="multiple", height=130)
     table = gr.HTML(apply_default_css=False)
     uploads.upload(visits.many, uploads, [table, uploads], preprocess=False, api_visibility="private")
 
