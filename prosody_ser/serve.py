@@ -207,6 +207,9 @@ def _many_html(records, total):
                    f"<thead><tr>{head}</tr></thead><tbody>{shown}</tbody></table>")
 
 # %% ../nbs/14_serve.ipynb #visits
+def _name(file):
+    return file.get("orig_name") or Path(file["path"]).name
+
 def _forget(file):
     "Delete an upload, which lies in a folder of its own."
     path = Path(file["path"])
@@ -238,7 +241,7 @@ class _Visits(_Desk):
         "HTML of one upload, and None, so that the field is empty again."
         if file is None: return "", None
         try:
-            return self._shown(file["path"], file.get("orig_name") or "recording"), None
+            return self._shown(file["path"], _name(file)), None
         finally:
             _forget(file)
 
@@ -259,7 +262,7 @@ class _Visits(_Desk):
 
     def record(self, file):
         "A dict for JSON of one upload: the answer, or an error. An upload is deleted."
-        name = file.get("orig_name") or "recording"
+        name = _name(file)
         try:
             return _record(self.hear(file["path"], name)[0], name)
         except Exception as e:                                            # noqa: BLE001  the others go on
@@ -277,9 +280,8 @@ class _Visits(_Desk):
     def api(self, file):
         "What a program gets: a dict, or an error."
         import gradio as gr
-        if file is None: raise gr.Error("no recording was sent.")
-        record = self.record(file)
-        if "error" in record: raise gr.Error(record["error"])
+        record = self.record(file) if file else dict(error="no recording was sent.")
+        if "error" in record: raise gr.Error(record["error"], print_exception=False)
         return record
 
 # %% ../nbs/14_serve.ipynb #api
@@ -380,7 +382,7 @@ def _gradio():
             self.sha.update(os.urandom(16))
 
     async def refuse(url, **kwargs):
-        raise gr.Error("Send a recording, not an address: this page fetches nothing.")
+        raise gr.Error("send a recording, not an address: this page fetches nothing.", print_exception=False)
 
     route_utils.GradioUploadFile = Upload
     processing_utils.async_ssrf_protected_download = refuse
@@ -393,7 +395,7 @@ def _launch(page, config, visitors):
     fonts = dict(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     page.launch(
         server_name=config.host, server_port=config.port, share=config.share, quiet=True, show_error=True,
-        auth=visitors and [visitors], max_file_size=int(config.max_mb * 1e6),
+        auth=visitors and [visitors], max_file_size=int(config.max_mb * 2**20),
         theme=gr.themes.Default(primary_hue="blue", **fonts), css=css,
         head=f"<script>{assets.joinpath('serve.js').read_text(encoding='utf-8')}</script>",
         footer_links=[], run_history=False, ssr_mode=False, enable_monitoring=False, pwa=False,
