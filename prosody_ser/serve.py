@@ -18,6 +18,7 @@ from importlib.resources import files
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
+from socket import gethostname
 
 import numpy as np
 
@@ -332,7 +333,7 @@ def _one_tab(gr, visits):
     "Record, upload or pick, and the answer."
     with gr.Row(equal_height=True):
         microphone = gr.Audio(label="Record", sources=["microphone"], type="filepath", min_width=280)
-        upload = gr.File(label="Upload", height=130, min_width=280)
+        upload = gr.File(label="Upload", height=150, min_width=280)
     names = list(visits.examples)
     example = gr.Dropdown(names, value=None, label="Or pick an example", visible=bool(names))
     answer, hidden = gr.HTML(apply_default_css=False), dict(api_visibility="private")
@@ -342,7 +343,7 @@ def _one_tab(gr, visits):
 
 def _many_tab(gr, visits):
     "Many files, and a table."
-    uploads = gr.File(label="Upload many recordings", file_count="multiple", height=130)
+    uploads = gr.File(label="Upload many recordings", file_count="multiple", height=150)
     table = gr.HTML(apply_default_css=False)
     uploads.upload(visits.many, uploads, [table, uploads], preprocess=False, api_visibility="private")
 
@@ -382,7 +383,8 @@ def _gradio():
             self.sha.update(os.urandom(16))
 
     async def refuse(url, **kwargs):
-        raise gr.Error("send a recording, not an address: this page fetches nothing.", print_exception=False)
+        raise gr.Error("send a recording, not an address: this page fetches nothing.",
+                       print_exception=False)
 
     route_utils.GradioUploadFile = Upload
     processing_utils.async_ssrf_protected_download = refuse
@@ -391,30 +393,44 @@ def _gradio():
 def _launch(page, config, visitors):
     "Start the server in threads of this process."
     gr, assets = _gradio(), files("prosody_ser")
-    css = "".join(assets.joinpath(name).read_text(encoding="utf-8") for name in ("style.css", "serve.css"))
+    def text(name):
+        return assets.joinpath(name).read_text(encoding="utf-8")
     fonts = dict(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    page.launch(
-        server_name=config.host, server_port=config.port, share=config.share, quiet=True, show_error=True,
-        auth=visitors and [visitors], max_file_size=int(config.max_mb * 2**20),
-        theme=gr.themes.Default(primary_hue="blue", **fonts), css=css,
-        head=f"<script>{assets.joinpath('serve.js').read_text(encoding='utf-8')}</script>",
-        footer_links=[], run_history=False, ssr_mode=False, enable_monitoring=False, pwa=False,
-        mcp_server=False, prevent_thread_lock=True,
-        app_kwargs=dict(docs_url=None, redoc_url=None, openapi_url=None))
+    look = dict(theme=gr.themes.Default(primary_hue="blue", **fonts),
+                css=text("style.css") + text("serve.css"),
+                head=f"<script>{text('serve.js')}</script>", footer_links=[])
+    off = dict(run_history=False, ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False,
+               app_kwargs=dict(docs_url=None, redoc_url=None, openapi_url=None))
+    try:
+        page.launch(server_name=config.host, server_port=config.port, share=config.share, quiet=True,
+                    auth=visitors and [visitors], max_file_size=int(config.max_mb * 2**20), show_error=True,
+                    prevent_thread_lock=True, **look, **off)
+    except OSError:
+        raise ConfigError(f"--host {config.host} --port {config.port}: another program listens there, or it "
+                          "is no address of this machine. Give another --port.") from None
 
 # %% ../nbs/14_serve.ipynb #command
+def _address(config):
+    "Where the page is found."
+    host = gethostname() if config.host in ("0.0.0.0", "::") else config.host
+    return f"http://[{host}]:{config.port}" if ":" in host else f"http://{host}:{config.port}"
+
+def _reach_own_server(host):
+    "A proxy for the world outside is not asked for this machine."
+    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "localhost,127.0.0.1"
+    os.environ["no_proxy"] = f"{given},{host}"
+
 def serve_command(config):  # ServeConfig
     "The command: show the page until the process is stopped."
-    visitors = _credentials(config)
+    visitors, url = _credentials(config), _address(config)
     with tempfile.TemporaryDirectory(prefix="prosody-ser-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = os.path.realpath(folder)
+        _reach_own_server(config.host)
         _gradio()
-        host = f"[{config.host}]" if ":" in config.host else config.host
-        url = f"http://{host}:{config.port}"
         page = _page(config, url, bool(visitors))
         try:
             _launch(page, config, visitors)
-            print(f"{url}\n{page.share_url or ''}\nStop it with Ctrl-C.", flush=True)
+            print(*filter(None, [url, page.share_url]), "Stop it with Ctrl-C.", sep="\n", flush=True)
             threading.Event().wait()
         except KeyboardInterrupt:
             print("stopped")

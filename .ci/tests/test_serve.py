@@ -116,7 +116,8 @@ def page_server(place):
 @pytest.fixture(scope="module")
 def locked_server(place):
     (place / "password").write_text("ama:kɔ:fie\n", encoding="utf-8")
-    with serving(place, "--auth", f"@{place / 'password'}", "--queue", 1) as found:
+    proxy = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")                # of an institute: it does not lead here
+    with serving(place, "--auth", f"@{place / 'password'}", "--queue", 1, **proxy) as found:
         yield found
 
 
@@ -213,6 +214,28 @@ def test_who_may_come(monkeypatch, tmp_path, command):
     assert code == 1 and printed.startswith("error: --host 0.0.0.0: others could come")
     for wrong in (["--abstain", "1.5"], ["--queue", "0"], ["--port", "70000"], ["--max_seconds", "0"]):
         assert "is out of range" in command("serve", "m", *wrong)[1]
+
+
+@by_api
+def test_port_is_taken(place, command, monkeypatch, tmp_path):
+    """One line with the cure, and the folder for uploads is gone."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED", "no_proxy"):
+        monkeypatch.setenv(name, "")                                     # the command sets them for its process
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        s.listen()
+        code, printed = command("serve", place / "model", "--port", s.getsockname()[1], "--device", "cpu")
+    assert code == 1 and "another program listens there" in printed and "Traceback" not in printed
+    assert not list(tmp_path.glob("prosody-ser-*"))
+
+
+def test_without_gradio(place, command, monkeypatch):
+    monkeypatch.setattr("prosody_ser.serve.find_spec", lambda name: None)
+    for name in ("GRADIO_TEMP_DIR", "no_proxy"):
+        monkeypatch.setenv(name, "")
+    assert command("serve", place / "model") == (1, "error: serve needs gradio: pip install 'prosody-ser[serve]'.\n")
 
 
 # ------------------------------------------------------------------------------------------------------------ in a browser
