@@ -157,9 +157,9 @@ def _words(answer):
     return f'<p class="spoken">{" ".join(map(one, answer.words))}</p><p class="note">{"; ".join(note)}</p>'
 
 # %% ../nbs/14_serve.ipynb #save
-def _record(answer, name):
-    "An answer as it is downloaded."
-    return dict(audio_filepath=name) | answer.to_dict()
+def _record(answer, notes, name):
+    "An answer as it is downloaded, with what is to be known of the recording."
+    return dict(audio_filepath=name) | answer.to_dict() | (dict(notes="; ".join(notes)) if notes else {})
 
 def _links(stem, **texts):  # stem of the files; ending -> text
     "Links that save texts: they are in the page itself, and on no disk of the server."
@@ -170,7 +170,7 @@ def _links(stem, **texts):  # stem of the files; ending -> text
 
 def _answer_html(answer, notes, name, abstain):
     "An answer on the page: emotion, waveform, words, downloads."
-    record = _record(answer, name)
+    record = _record(answer, notes, name)
     told = "".join(f'<p class="warn">{escape(note)}</p>' for note in notes)
     links = _links(Path(name).stem, json=to_json(record, ensure_ascii=False, indent=1) + "\n",
                    csv=to_csv([record]), TextGrid=to_textgrid(record))
@@ -193,19 +193,23 @@ def _row(name, record):
              for w in record.get("words") or [])
     chance = _percent(max((record.get("probabilities") or {"": 0}).values()))
     emotion = f"{escape(record['emotion'])}, {chance}" if record.get("emotion") else ""
-    return f"<tr>{first}<td>{record['seconds']:.2f}</td><td>{emotion}</td><td>{' '.join(words)}</td></tr>"
+    note = f"<br><small>{escape(record['notes'])}</small>" if "notes" in record else ""
+    cells = f"{record['seconds']:.2f}", emotion, " ".join(words) + note
+    return f"<tr>{first}{''.join(f'<td>{c}</td>' for c in cells)}</tr>"
 
 def _many_html(records, total):
     "The table of those that are done; while it grows, its end."
-    done, rows = len(records), [_row(r["audio_filepath"], r) for r in records]
+    done, links, shown = len(records), "", records[-8:]
+    if done == total:
+        shown = records
+        links = _links("answers", csv=to_csv(records),
+                       json=to_json(records, ensure_ascii=False, indent=1) + "\n")
     bad = sum("error" in r for r in records)
     told = f"{done} of {total} done" + (f", {bad} could not be used" if bad else "")
     head = "".join(f"<th>{name}</th>" for name in ("recording", "seconds", "emotion", "words"))
-    links = _links("answers", csv=to_csv(records), json=to_json(records, ensure_ascii=False, indent=1) + "\n")
-    bar = f'<progress max="{total}" value="{done}"></progress><p class="note">{told}</p>'
-    shown = "".join(rows if done == total else rows[-8:])
-    return _styled(f"{bar}{links if done == total else ''}" '<table class="many">'
-                   f"<thead><tr>{head}</tr></thead><tbody>{shown}</tbody></table>")
+    rows = "".join(_row(r["audio_filepath"], r) for r in shown)
+    return _styled(f'<progress max="{total}" value="{done}"></progress><p class="note">{told}</p>{links}'
+                   f'<table class="many"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>')
 
 # %% ../nbs/14_serve.ipynb #visits
 def _name(file):
@@ -221,7 +225,7 @@ def _forget(file):
 
 def _told(error):
     "An error as a sentence; one that nobody has foreseen is told to whoever runs the server, too."
-    if isinstance(error, ManifestError): return str(error)
+    if type(error).__module__.startswith("prosody_ser."): return str(error)
     traceback.print_exception(error)
     return f"This did not work ({type(error).__name__}); the log of the server says why."
 
@@ -265,7 +269,7 @@ class _Visits(_Desk):
         "A dict for JSON of one upload: the answer, or an error. An upload is deleted."
         name = _name(file)
         try:
-            return _record(self.hear(file["path"], name)[0], name)
+            return _record(*self.hear(file["path"], name), name)
         except Exception as e:                                            # noqa: BLE001  the others go on
             return dict(audio_filepath=name, error=_told(e))
         finally:
@@ -273,10 +277,14 @@ class _Visits(_Desk):
 
     def many(self, uploads):
         "HTML of many uploads, again and again until all are done, and None."
-        records = []
-        for file in uploads or []:
-            records.append(self.record(file))
-            yield _many_html(records, len(uploads)), None
+        records, uploads = [], uploads or []
+        try:
+            for file in uploads:
+                records.append(self.record(file))
+                yield _many_html(records, len(uploads)), None
+        finally:                                                      # who left does not wait for the rest
+            for file in uploads[len(records):]:
+                _forget(file)
 
     def api(self, file):
         "What a program gets: a dict, or an error."
@@ -332,7 +340,7 @@ def _head_html(config):
 def _one_tab(gr, visits):
     "Record, upload or pick, and the answer."
     with gr.Row(equal_height=True):
-        microphone = gr.Audio(label="Record", sources=["microphone"], type="filepath", min_width=280)
+        microphone = gr.Audio(label="Record", sources=["microphone"], min_width=280)
         upload = gr.File(label="Upload", height=150, min_width=280)
     names = list(visits.examples)
     example = gr.Dropdown(names, value=None, label="Or pick an example", visible=bool(names))
@@ -353,9 +361,8 @@ def _api_tab(gr, visits, url, locked):
     file, answer = gr.File(visible=False), gr.JSON(visible=False)
     gr.Button(visible=False).click(visits.api, file, answer, preprocess=False, api_name="predict")
 
-def _page(config, url, locked):
+def _page(gr, config, url, locked):
     "The page, not yet launched."
-    import gradio as gr
     visits = _Visits(config)
     with gr.Blocks(title="Prosody-SER", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.HTML(_head_html(config), js_on_load=_NO_MICROPHONE, apply_default_css=False)
@@ -390,9 +397,9 @@ def _gradio():
     processing_utils.async_ssrf_protected_download = refuse
     return gr
 
-def _launch(page, config, visitors):
+def _launch(gr, page, config, visitors):
     "Start the server in threads of this process."
-    gr, assets = _gradio(), files("prosody_ser")
+    assets = files("prosody_ser")
     def text(name):
         return assets.joinpath(name).read_text(encoding="utf-8")
     fonts = dict(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
@@ -426,10 +433,10 @@ def serve_command(config):  # ServeConfig
     with tempfile.TemporaryDirectory(prefix="prosody-ser-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = os.path.realpath(folder)
         _reach_own_server(config.host)
-        _gradio()
-        page = _page(config, url, bool(visitors))
+        gr = _gradio()
+        page = _page(gr, config, url, bool(visitors))
         try:
-            _launch(page, config, visitors)
+            _launch(gr, page, config, visitors)
             print(*filter(None, [url, page.share_url]), "Stop it with Ctrl-C.", sep="\n", flush=True)
             threading.Event().wait()
         except KeyboardInterrupt:

@@ -70,6 +70,7 @@ def place(tmp_path_factory):
     shutil.copy(folder / "examples/3.wav", folder / "recording.wav")
     speech(folder / "<img src=x>.wav", 1.2, 300)
     speech(folder / "long.wav", 7.5)
+    sf.write(folder / "silent.wav", np.zeros(16000), 16000)
     speech(folder / "large.wav", 40)
     (folder / "notes.wav").write_text("no sound at all")
     (folder / "sitecustomize.py").write_text(SENTINEL)
@@ -95,7 +96,7 @@ def serving(place, *argv, **env):
         server = subprocess.Popen([*map(str, argv)], cwd=place, env=env, stdout=log, stderr=log)
     text = (place / f"{port}.log").read_text
     try:
-        end = time.time() + 90
+        end = time.time() + 180
         while "Ctrl-C" not in text():
             assert server.poll() is None and time.time() < end, text()[-2000:]
             time.sleep(0.2)
@@ -187,6 +188,8 @@ def test_html_of_an_answer():
     assert "<audio" in only and 'class="spoken"' not in only
     table = _many_html([dict(audio_filepath="<b>", error="<b>: is <i> no sound")], 1)
     assert "<b>" not in table and "<i>" not in table and "answers.csv" in table
+    some = [dict(audio_filepath=f"{i}.wav", seconds=1.0, notes="<i>silent") for i in range(20)]
+    assert "&lt;i&gt;silent" in _many_html(some, 21) and ">11.wav<" not in _many_html(some, 21) and "answers.csv" not in _many_html(some, 21) and ">0.wav<" in _many_html(some, 20)
 
 
 def test_who_may_come(monkeypatch, tmp_path, command):
@@ -307,6 +310,9 @@ def test_odd_files(browser, page_server, place):
         assert not page.locator(".answer").count()
         upload(page, place / "long.wav")
         page.wait_for_selector(".warn:has-text('long.wav: longer than 6 s')")
+        upload(page, place / "silent.wav")
+        page.wait_for_selector(".answer .warn:has-text('silent; what is predicted of it says nothing')")
+        assert "silent" in json.loads(downloaded(page, "json")[1])["notes"]
         upload(page, place / "large.wav")
         page.wait_for_selector("text=/exceed the maximum allowed size/")
         assert str(folder) not in page.content()
