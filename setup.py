@@ -11,6 +11,7 @@ extras = {name: cfg[f"{name}_requirements"].split() for name in ("demo", "wandb"
 extras["all"] = sorted({r for rs in extras.values() for r in rs})
 extras["record"] = cfg["record_requirements"].split()   # openSMILE's licence is for research: only for those who ask
 extras["dev"] = extras["all"] + cfg["dev_requirements"].split()
+extras["serve"] = cfg["serve_requirements"].split()     # a web server: only for those who ask
 extras["browser"] = cfg["browser_requirements"].split()  # what the tests in a real browser need, besides chromium and its driver
 
 setup(

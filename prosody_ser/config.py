@@ -7,7 +7,7 @@ __all__ = ['TASKS', 'BACKBONES', 'FRAME_RATE', 'TINY_FRAME_RATE', 'POOLINGS', 'C
            'DECODING_SETTINGS', 'LOGGING_SETTINGS', 'EXECUTION_SETTINGS', 'PATH_SETTINGS', 'ConfigError',
            'TrainingError', 'setting', 'expand_path', 'Settings', 'is_required', 'default_of', 'non_defaults',
            'DecodingSettings', 'TrainConfig', 'unused_settings', 'EvaluateConfig', 'GatherConfig', 'PredictConfig',
-           'ExportConfig']
+           'ExportConfig', 'ServeConfig']
 
 # %% ../nbs/01_config.ipynb #imports
 import math
@@ -44,13 +44,14 @@ _SELECTION_METRICS = ["skill", "ser/wa", "ser/ua", "ser/macro_f1", "asr/wer", "a
 
 _MINIMUM = dict(                       # the least value of a number; of the others it is 0
     vocab_size=6, batch_size=1, num_epochs=1, gradient_accumulation_steps=1, log_steps=1, prefetch_factor=1,
-    ablation_epochs=1, ablation_seeds=1, beam_width=1, top_k=1, max_seconds=4, character_coverage=0.98,
-    word_score=-1e6)
+    ablation_epochs=1, ablation_seeds=1, beam_width=1, top_k=1, port=1, queue=1, max_seconds=4,
+    character_coverage=0.98, word_score=-1e6)
 _LARGEST = 10**9                       # of any other whole number: more is a slip of the keyboard
 _MAXIMUM = dict(                       # an infinite norm clips nothing, an endless batch is one
     max_grad_norm=math.inf, max_batch_seconds=math.inf, vocab_size=10**6, lora_rank=10**4, num_workers=10**3,
     character_coverage=1.0, balanced_sampling=1.0, blank_skip=1.0, ctc_blank_threshold=0.99,
-    warmup_ratio=0.99, head_dropout=0.99, whisper_tail_seconds=30, speed_perturb=0.5, seed=2**32 - 1000)
+    warmup_ratio=0.99, head_dropout=0.99, whisper_tail_seconds=30, speed_perturb=0.5, abstain=1.0, port=65535,
+    seed=2**32 - 1000)
 
 # %% ../nbs/01_config.ipynb #c005
 class ConfigError(ValueError):
@@ -526,3 +527,20 @@ class ExportConfig(Settings):
     checkpoint: str = setting(MISSING, "best_model folder, .pt file, or hub id", positional=True, path=True)
     out: str = setting(MISSING, "folder to write; an earlier export is replaced", positional=True, path=True)
     int8: bool = setting(False, "the encoder's matrices as 8-bit integers")
+
+# %% ../nbs/01_config.ipynb #usess
+@dataclass(kw_only=True)
+class ServeConfig(DecodingSettings):
+    "Show a model on a web page: record or upload speech, see, hear and download the answer."
+    checkpoint: str = setting(MISSING, "best_model folder, .pt file, or hub id", positional=True, path=True)
+    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0: any of this machine, needs --auth")
+    port: int = setting(7860, "port to listen on")
+    share: bool = setting(False, "also a public link, through the servers of Gradio; needs --auth")
+    auth: str | None = setting(
+        None, "NAME:PASSWORD, or @FILE that holds it; default: the variable PROSODY_SER_AUTH, if it is set")
+    examples: str | None = setting(None, "folder of recordings to pick from", path=True)
+    abstain: float = setting(0.0, "an emotion that is less probable than this is called unsure")
+    max_mb: float = setting(50.0, "longest file that may be sent, in MB")
+    max_seconds: float = setting(60.0, "longest recording that is answered")
+    queue: int = setting(30, "visitors that may wait; who comes then is asked to come later")
+    device: str | None = setting(None, "cuda or cpu; default: a GPU if there is one", choices=["cuda", "cpu"])
