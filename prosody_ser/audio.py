@@ -280,7 +280,7 @@ class _Survey:
         self.sums += [x.sum(0, dtype=np.float64), squares, *_offset_sums(pieces)]
 
     def found(self):
-        "The channel that is heard, or None: their mean; whether they cancel out; the offset of what is heard."
+        "The channel that is heard, or None: their mean; and the offset of what is heard."
         means, channels = self.sums[0] / self.n, self.sums.shape[1] - 1
         powers = self.sums[1] / self.n - means ** 2
         channel = _heard_channel(powers[:-1], powers[-1]) if channels > 1 else None
@@ -297,13 +297,12 @@ class AudioStream:
         self.path = find_audio(path)
         with open_audio(self.path)[0] as f, _decoding_told(self.path):
             self.rate, self.stretch = f.samplerate, _stretch(f.frames, f.samplerate, start, end)
-            self.scale = 1.0
-            if f.subtype in ("FLOAT", "DOUBLE"):
-                self.scale = full_scale(_file_peak(str(self.path), os.stat(self.path).st_mtime_ns))
+            self.scale = _scale_of(f, self.path, None, whole=False)
         survey = self._survey()
         self.channel, self.offset = survey.found()
         self.seconds, self.start = survey.n / self.rate, self.stretch[0] / self.rate
-        self.notes = _notes(self.path is not path, self.note, self.scale, self.channel is not None, self.offset)
+        mended = self.path is not path, self.note, self.scale, self.channel is not None, self.offset
+        self.notes = _notes(*mended)
 
     def _blocks(self):
         "Blocks of 10 s as they are decoded, float32 (S, C)."
@@ -314,8 +313,8 @@ class AudioStream:
             while at < last:
                 block = f.read(min(size, last - at), "float32", always_2d=True)
                 if not len(block): return
-                if at + len(block) > first: yield block[max(0, first - at):] / np.float32(self.scale)
-                at += len(block)
+                skipped, at = max(0, first - at), at + len(block)
+                yield block[skipped:] if self.scale == 1 else block[skipped:] / np.float32(self.scale)
 
     def _survey(self):
         "The first pass."
