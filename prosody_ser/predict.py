@@ -330,6 +330,8 @@ def _jobs(config, rows):
         seen.add(job.key)
     return jobs, folder
 
+
+# %% ../nbs/06d_predict.ipynb #run1
 def _bar(config, **more):
     "A progress bar, where nothing is printed beside it that somebody reads."
     hidden = True if not config.out and sys.stdout.isatty() else None     # None: where nobody looks
