@@ -28,7 +28,7 @@ from .inference import Prediction
 # %% ../nbs/06g_timeline.ipynb #levels
 _HOP, _PIECE = 160, 1000         # samples of a frame (10 ms), frames of a piece (10 s)
 _BAND = slice(2, 40)             # what of a frame's spectrum is counted, in steps of 100 Hz
-_BEGIN, _GO_ON = .35, .25        # of the way from floor to top
+_BEGIN, _GO_ON = .3, .22         # of the way from floor to top
 _LEAST = 10.0                    # dB between floor and top, or nobody speaks
 
 def _pieces(blocks):
@@ -74,7 +74,7 @@ def _judge(before, this, after):  # (samples, powers) each, or None
     return _Piece(this[0], levels[first:first + len(this[1])], *thresholds)
 
 # %% ../nbs/06g_timeline.ipynb #cutter
-_PAUSE, _EDGE, _CLICK, _RISE = 40, 15, 10, 30     # frames: a pause, what is kept of it, a click, an onset
+_PAUSE, _EDGE, _CLICK, _RISE = 40, 20, 10, 30     # frames: a pause, what is kept of it, a click, an onset
 
 class _Stretch(NamedTuple):
     "A part of a recording."
