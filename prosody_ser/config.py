@@ -6,8 +6,8 @@
 __all__ = ['TASKS', 'BACKBONES', 'FRAME_RATE', 'TINY_FRAME_RATE', 'POOLINGS', 'CTC_REDUCTIONS', 'CTC_DEFAULTS', 'TRACKERS',
            'DECODING_SETTINGS', 'LOGGING_SETTINGS', 'EXECUTION_SETTINGS', 'PATH_SETTINGS', 'ConfigError',
            'TrainingError', 'setting', 'expand_path', 'Settings', 'is_required', 'default_of', 'non_defaults',
-           'DecodingSettings', 'TrainConfig', 'unused_settings', 'EvaluateConfig', 'GatherConfig', 'check_max_seconds',
-           'PredictConfig', 'ExportConfig']
+           'DecodingSettings', 'TrainConfig', 'unused_settings', 'EvaluateConfig', 'GatherConfig', 'PredictConfig',
+           'ExportConfig']
 
 # %% ../nbs/01_config.ipynb #imports
 import math
@@ -490,11 +490,6 @@ class GatherConfig(Settings):
     ignore: list[str] | None = setting(None, "settings that are not compared, such as audio_base_path")
 
 # %% ../nbs/01_config.ipynb #usesc
-def check_max_seconds(seconds):
-    "The most that an utterance of a timeline may last. Raises ConfigError."
-    if seconds >= 2: return seconds
-    raise ConfigError(f"max_seconds {seconds:g} is too little to find pauses in. Give 2 or more.")
-
 @dataclass(kw_only=True)
 class PredictConfig(DecodingSettings):
     "Print emotion, transcript and prominent words of audio files, one JSON object a line."
@@ -517,7 +512,6 @@ class PredictConfig(DecodingSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        check_max_seconds(self.max_seconds)
         if self.checkpoint_path is None and self.audio:
             from prosody_ser.predict import split_model
             self.checkpoint_path, self.audio = split_model(self.audio)

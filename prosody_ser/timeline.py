@@ -20,7 +20,8 @@ import numpy as np
 import soundfile as sf
 
 from .audio import SAMPLING_RATE, load_utterance, open_stream
-from .config import check_max_seconds
+from .backbones import return_freed_memory
+from .config import ConfigError
 from .data import Utterance
 from .folder import new_figure, save_figure
 from .inference import Prediction
@@ -149,8 +150,9 @@ def cut_at_pauses(
     blocks,           # iterable of float32 (S,) at 16 kHz: a recording, however it is divided
     max_seconds=12.0, # of an utterance, at most
 ):                    # yields start (seconds from the beginning) and samples (S,) of each utterance
-    "A recording cut where people stop speaking, as it comes. Raises `ConfigError` below 2 s."
-    return _Cutter(check_max_seconds(max_seconds)).stretches(_judged(blocks))
+    "A recording cut where people stop speaking, as it comes. Raises `ConfigError` below 4 s."
+    if max_seconds < 4: raise ConfigError(f"max_seconds {max_seconds:g} is too little. Give 4 or more.")
+    return _Cutter(max_seconds).stretches(_judged(blocks))
 
 # %% ../nbs/06g_timeline.ipynb #utterance
 class _Part(Prediction):
@@ -304,6 +306,7 @@ class Timeline(_Drawn):
             for start, x in cut_at_pauses(envelope.watch(stream), max_seconds):
                 waiting.append(round(stream.start + start, 3))
                 yield x
+        return_freed_memory()                      # batches of many sizes leave a heap full of holes
         for answer in predictor.many(samples(), batch_size=batch_size):
             parts.append(_Part(waiting.popleft(), answer.to_dict(), fetch))
             if progress:
