@@ -11,7 +11,6 @@ import warnings
 from base64 import b64encode
 from collections import Counter, deque
 from dataclasses import replace
-from html import escape
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
