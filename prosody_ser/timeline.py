@@ -306,10 +306,12 @@ class Timeline(_Drawn):
                 waiting.append(round(stream.start + start, 3))
                 yield x
         return_freed_memory()                      # batches of many sizes leave a heap full of holes
-        for answer in predictor.many(samples(), batch_size=batch_size):
-            parts.append(_Part(waiting.popleft(), answer.to_dict(), fetch))
-            if progress:
-                progress(parts[-1].end - stream.start)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "audio: an offset")        # that of the file is told already
+            for answer in predictor.many(samples(), batch_size=batch_size):
+                parts.append(_Part(waiting.popleft(), answer.to_dict(), fetch))
+                if progress:
+                    progress(parts[-1].end - stream.start)
         if not parts:
             name = getattr(audio, "audio_filepath", audio if isinstance(audio, str | Path) else "audio")
             warnings.warn(f"{name}: no speech is found in it.", stacklevel=2)
