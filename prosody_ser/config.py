@@ -508,6 +508,8 @@ class PredictConfig(DecodingSettings):
     plot: bool = setting(False, "also draw a timeline of each recording into --out")
     plot_dir: str | None = setting(None, "also draw a timeline of each file into this folder", path=True)
     table: bool = setting(False, "print a table for people")
+    timeline: bool = setting(False, "cut long recordings at pauses and predict each utterance")
+    max_seconds: float = setting(12.0, "of an utterance of a timeline, at most")
 
     def __post_init__(self):
         super().__post_init__()

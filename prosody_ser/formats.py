@@ -51,10 +51,20 @@ def _in_order(words, start, end):
     return placed, lost
 
 # %% ../nbs/06c_formats.ipynb #tiers2
+def _joined(answer):
+    "The tiers of a timeline: those of its utterances, one after the other."
+    parts, start = [tiers_of(u) for u in answer["utterances"]], answer.get("start") or 0.0
+    names = [n for n in ("emotion", "transcript", "words", "prominence") if any(n in p for p in parts)]
+    told = [p.left_out for p in parts if p.left_out]
+    left_out = f"in {len(told)} of {len(parts)} utterances, such as: {told[0]}" if told else ""
+    return Tiers({n: [i for p in parts for i in p.get(n, ())] for n in names}, start,
+                 round(start + answer["seconds"], 3), left_out, [m for p in parts for m in p.marks])
+
 def tiers_of(
     answer, # dict: a Prediction, or a line of predictions.jsonl, whose start is added to all times
 ) -> Tiers: # emotion; words and prominence where the words are aligned, else transcript
     "The tiers of an answer; a head that the model lacks has none."
+    if "utterances" in answer: return _joined(answer)
     start = answer.get("start") or 0.0
     end, words = round(start + answer["seconds"], 3), [w for w in answer.get("words") or [] if w["word"]]
     def whole(text):
@@ -121,15 +131,19 @@ def to_srt(
     answer, # dict: a Prediction, or a line of predictions.jsonl
 ) -> str:
     "Subtitles: the words, prominent ones bold, after the emotion in brackets."
-    tiers = tiers_of(answer)
+    texts = [t for a in answer.get("utterances", [answer]) for t in _shown_texts(tiers_of(a))]
+    return "\n".join(f"{n}\n{_clock(start)} --> {_clock(end)}\n{text}\n"
+                     for n, (start, end, text) in enumerate(texts, 1))
+
+def _shown_texts(tiers):
+    "(start, end, text) of each cue of an utterance; the first has the emotion."
     cues = [(c[0][0].start, c[-1][0].end, " ".join(f"<b>{w.text}</b>" if m else w.text for w, m in c))
             for c in _cues(zip(tiers.get("words", ()), tiers.marks, strict=True))]
     cues = cues or [(*i[:2], "\n".join(textwrap.wrap(i.text, 42))) for i in tiers.get("transcript", ())]
     head = f"[{tiers['emotion'][0].text}]" if "emotion" in tiers else ""
     cues = cues or [(tiers.start, tiers.end, "")] * bool(head)
-    texts = [f"{head} {text}".strip() if n == 0 else text for n, (*_, text) in enumerate(cues)]
-    return "\n".join(f"{n}\n{_clock(start)} --> {_clock(end)}\n{text}\n"
-                     for n, ((start, end, _), text) in enumerate(zip(cues, texts, strict=True), 1))
+    return [(start, end, f"{head} {text}".strip() if n == 0 else text)
+            for n, (start, end, text) in enumerate(cues)]
 
 # %% ../nbs/06c_formats.ipynb #audacity
 def to_audacity(
@@ -192,15 +206,22 @@ def _csv_row(
     shown = {} if words is None else dict(n_words=len(words), prominent_words=" ".join(marked))
     return plain | chances | shown
 
+def _flat(answer):
+    "The answers to utterances that are in one."
+    if "utterances" not in answer: return [answer]
+    names = {k: answer[k] for k in ("audio_filepath", "id") if k in answer}
+    return [names | u for u in answer["utterances"]]
+
 def to_csv(
     answers,     # iterable of dicts: lines of predictions.jsonl
     head=True,   # whether the first line has the names of the columns
 ) -> str:
-    "A table of answers of one model, for spreadsheets and R: a comma between cells, quotes where needed."
-    rows = [_csv_row(a) for a in answers]
+    """A table of answers of one model, for spreadsheets and R: a comma between cells, quotes where needed.
+    A timeline has a row for each of its utterances."""
+    rows = [_csv_row(u) for a in answers for u in _flat(a)]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     table = csv.DictWriter(file := io.StringIO(), columns, lineterminator="\n")
-    if head:
+    if head and columns:
         table.writeheader()
     table.writerows(rows)
     return file.getvalue()

@@ -232,8 +232,27 @@ class _Windows(_Answers):
         except TrainingError as e:
             return dict.fromkeys(batch, e)
 
+# %% ../nbs/06b_inference.ipynb #n010v
+class _Views(_Windows):
+    "Part of `Predictor`: long recordings, and pictures."
+    def timeline(self,
+                 audio,            # a file, an Utterance, or samples of shape (S,)
+                 max_seconds=12.0, # of an utterance, at most
+                 **options):       # of Timeline.of: sampling_rate, batch_size, progress
+        "A `Timeline`: a long recording, cut at its pauses, with a `Prediction` for each utterance."
+        from prosody_ser.timeline import Timeline  # here: it is built on this room
+        return Timeline.of(self, audio, max_seconds, **options)
+
+    def plot(self,
+             audio,      # a file, an Utterance, or samples of shape (S,)
+             sampling_rate=SAMPLING_RATE, # Hz of samples that are given
+             words=None, # the transcript, where it is known
+    ):
+        "The plot of the `Prediction`: words on a timeline, beside the emotions. Returns the figure."
+        return self(audio, sampling_rate, words).plot()
+
 # %% ../nbs/06b_inference.ipynb #n010b
-class Predictor(_Windows):
+class Predictor(_Views):
     "Emotion, transcript and prominence of one recording, or of many."
     def __init__(self,
                  checkpoint,      # folder or hub id of a trained model, its best_model.pt, or a ProsodySER
@@ -274,13 +293,6 @@ class Predictor(_Windows):
                 if isinstance(ready[i], Exception) and not keep_errors: raise ready[i]
                 yield ready.pop(i)
 
-    def plot(self,
-             audio,      # a file, an Utterance, or samples of shape (S,)
-             sampling_rate=SAMPLING_RATE, # Hz of samples that are given
-             words=None, # the transcript, where it is known
-    ):
-        "The plot of the `Prediction`: words on a timeline, beside the emotions. Returns the figure."
-        return self(audio, sampling_rate, words).plot()
 
 # %% ../nbs/06b_inference.ipynb #c006
 @torch.no_grad()

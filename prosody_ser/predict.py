@@ -36,7 +36,7 @@ from prosody_ser.folder import (
 )
 
 from .audio import audio_path
-from .config import DECODING_SETTINGS, ConfigError
+from .config import DECODING_SETTINGS, ConfigError, TrainingError
 from .data import Utterance, read_rows
 from .files import find_audio
 from .formats import FORMATS, tiers_of, to_csv
@@ -279,14 +279,23 @@ def _table_line(record):
     cells = (name if len(name) <= 32 else f"...{name[-29:]}"), record["seconds"], emotion
     return "  ".join([*map(format, cells, _ROW), " ".join(words)]).rstrip()
 
+def _table_lines(record):
+    "The lines of an answer: of a timeline one for each utterance, and the summary."
+    if "utterances" not in record: return [_table_line(record)]
+    name, found = record["audio_filepath"], record["summary"]
+    shares = ", ".join(f"{k} {100 * v:.0f} %" for k, v in found.get("emotions", {}).items())
+    about = f"{found['utterances']} utterances, {100 * found['speech']:.0f} % speech"
+    return [*(_table_line(dict(audio_filepath=name) | u) for u in record["utterances"]),
+            f"{name}: {about}" + (f": {shares}" if shares else "")]
+
 def _printer(form, table):
     "A function that prints one record after the other."
     first = [True]
     def show(record):
-        head, first[0] = first[0], False
+        head, first[0] = first[0], first[0] and record.get("utterances") == []
         if table:
             titles = "recording".ljust(32), "seconds".rjust(8), "emotion".ljust(16), "transcript, *prominent*"
-            print(*["  ".join(titles)] * head, _table_line(record), sep="\n", flush=True)
+            print(*["  ".join(titles)] * head, *_table_lines(record), sep="\n", flush=True)
         elif form == "csv":
             print(to_csv([record], head), end="", flush=True)
         elif form in FORMATS:
@@ -311,6 +320,7 @@ def _jobs(config, rows):
     names = output_names(rows)
     if not config.out: return [_Job(u, None, n) for u, n in zip(rows, names, strict=True)], None
     settings = {name: getattr(config, name) for name in DECODING_SETTINGS}
+    settings |= dict(max_seconds=config.max_seconds) if config.timeline else {}
     made_by = _made_by(config.checkpoint_path, settings)
     keys = [_key(u, made_by) for u in rows]
     folder = _OutFolder(config.out, rows, keys, config.format, config.plot, config.resume)
@@ -321,6 +331,13 @@ def _jobs(config, rows):
         seen.add(job.key)
     return jobs, folder
 
+
+# %% ../nbs/06d_predict.ipynb #run1
+def _bar(config, **more):
+    "A progress bar, where nothing is printed beside it that somebody reads."
+    hidden = True if not config.out and sys.stdout.isatty() else None     # None: where nobody looks
+    return tqdm(leave=False, disable=hidden, **more)
+
 def _answers(config, rows):
     "What the model says, one after the other; the model is loaded when the first one is asked for."
     from prosody_ser.decoding import decoder_options
@@ -330,7 +347,20 @@ def _answers(config, rows):
     gc.enable()
     decoder = decoder_options(config, model.processor.tokenizer)
     predictor = Predictor(model, config.device, config.decode_method, **decoder)
-    yield from predictor.many(rows, batch_size=config.batch_size, keep_errors=True)
+    if config.timeline:
+        yield from (_timeline(predictor, u, config) for u in rows)
+    else:
+        yield from predictor.many(rows, batch_size=config.batch_size, keep_errors=True)
+
+def _timeline(predictor, u, config):
+    "The timeline of an utterance, or why there is none."
+    with _bar(config, desc=Path(u.audio_filepath).name, unit="s") as bar:
+        def progress(seconds):
+            bar.update(int(seconds) - bar.n)
+        try:
+            return predictor.timeline(u, config.max_seconds, batch_size=config.batch_size, progress=progress)
+        except (ManifestError, TrainingError) as e:
+            return e
 
 def _outlets(config, folder):
     "Functions of a job, a record and a prediction: what is done with each."
@@ -355,7 +385,7 @@ def _predict_jobs(config, jobs, folder, tell):
             tell(f"error: {answer}")
             yield False
             continue
-        record = {f: getattr(job.row, f) for f in ("audio_filepath", *fields)} | answer
+        record = {f: getattr(job.row, f) for f in ("audio_filepath", *fields)} | answer.to_dict()
         if config.format in FORMATS and (note := tiers_of(record).left_out):
             tell(f"{job.row.audio_filepath}: {note}")
         for outlet in outlets:
@@ -370,10 +400,9 @@ def predict_files(
     rows, problems = find_recordings(config.audio, stdin, config.audio_base_path)
     if config.format in FORMATS and not config.out and len(rows) > 1:
         raise ConfigError(f"--format {config.format} writes a file a recording: give --out FOLDER.")
-    hidden = True if not config.out and sys.stdout.isatty() else None     # None: where nobody looks
     with one_writer(config.out, "out") if config.out else nullcontext():
         jobs, folder = _jobs(config, rows)
-        bar = tqdm(total=len(jobs), desc="predicting", unit="file", leave=False, disable=hidden)
+        bar = _bar(config, total=len(jobs), desc="predicting", unit="file")
         def tell(text):
             bar.write(text.replace(f"{_spool().name}{os.sep}-:", "-:"), file=sys.stderr)
         for problem in problems:
