@@ -141,6 +141,19 @@ class Collator:
             prosody=_pad(marks),                                                     # (B, W)
             row=torch.tensor([r["row"] for r in rows]))                              # (B,)
 
+# %% ../nbs/06_model.ipynb #draw2
+class DrawOne:
+    "Batches whose iteration takes one of PyTorch's random numbers."
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        torch.empty((), dtype=torch.int64).random_()        # with the first batch: a loader may ask twice
+        yield from self.batches
+
 # %% ../nbs/06_model.ipynb #n021
 def _labelled_mean(losses, labelled):
     "Mean over the items with a label, of all processes; None where there is none."

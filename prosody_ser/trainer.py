@@ -37,7 +37,7 @@ from .evaluation import ctc_advice, score, write_predictions
 from .folder import check_in, leave_interrupts_to_main, numbers_only, swap_folder, write_json
 from .halves import InHalves
 from .inference import decode_batch, half_precision, to_records
-from .model import CheckpointError, Collator, merged_state
+from .model import CheckpointError, Collator, DrawOne, merged_state
 from .run import Run, history_from_log, log_main, log_once, write_history
 from .selection import choose, out_of_patience, skill, standard_error
 from .tracking import run_name, tracker_callbacks
@@ -49,7 +49,7 @@ class _DurationBatches:
         "Load the batches of this process onto its device."
         a = self.args
         loader = torch.utils.data.DataLoader(
-            dataset, batch_sampler=batches, collate_fn=self.data_collator,
+            dataset, batch_sampler=DrawOne(batches), collate_fn=self.data_collator,
             num_workers=a.dataloader_num_workers, persistent_workers=a.dataloader_persistent_workers,
             pin_memory=a.dataloader_pin_memory, prefetch_factor=a.dataloader_prefetch_factor,
             worker_init_fn=leave_interrupts_to_main, generator=torch.Generator())
