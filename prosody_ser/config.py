@@ -49,7 +49,7 @@ _MINIMUM = dict(                       # the least value of a number; of the oth
 _LARGEST = 10**9                       # of any other whole number: more is a slip of the keyboard
 _MAXIMUM = dict(                       # an infinite norm clips nothing, an endless batch is one
     max_grad_norm=math.inf, max_batch_seconds=math.inf, vocab_size=10**6, lora_rank=10**4, num_workers=10**3,
-    character_coverage=1.0, balanced_sampling=1.0, blank_skip=1.0, ctc_blank_threshold=0.99,
+    abstain=1.0, character_coverage=1.0, balanced_sampling=1.0, blank_skip=1.0, ctc_blank_threshold=0.99,
     warmup_ratio=0.99, head_dropout=0.99, whisper_tail_seconds=30, speed_perturb=0.5, seed=2**32 - 1000)
 
 # %% ../nbs/01_config.ipynb #c005
@@ -505,6 +505,7 @@ class PredictConfig(DecodingSettings):
                           choices=["jsonl", "csv", "textgrid", "srt", "eaf", "audacity"])
     resume: bool = setting(False, "go on with what is in --out: what is done there is skipped")
     plot: bool = setting(False, "also draw a timeline of each recording into --out")
+    abstain: float | None = setting(None, "confidence below which the emotion is unsure, such as 0.7")
     plot_dir: str | None = setting(None, "also draw a timeline of each file into this folder", path=True)
     table: bool = setting(False, "print a table for people")
 

@@ -61,6 +61,7 @@ class ProsodySERConfig(PretrainedConfig):
                  max_seconds=30.0,       # longer utterances are encoded in overlapping chunks
                  spec_augment=True,      # mask time and frequency while training
                  emotion_temperature=1.0, # divides the emotions' logits; fitted on validation after training
+                 usual=None,             # dict: what recordings are like, from usual_of; None: not known
                  emotion_indices=None,   # an index of a manifest means the class there; None: not recorded
                  **kwargs):
         self.backbone, self.encoder, self.feature_extractor = backbone, encoder, feature_extractor
@@ -71,7 +72,7 @@ class ProsodySERConfig(PretrainedConfig):
         self.ser, self.head_dropout, self.emotion_temperature = ser or {}, head_dropout, emotion_temperature
         self.prosody_alignment, self.prosody_pos_weight = prosody_alignment, prosody_pos_weight
         self.whisper_tail_seconds, self.max_seconds = whisper_tail_seconds, max_seconds
-        self.emotion_indices = emotion_indices
+        self.emotion_indices, self.usual = emotion_indices, usual
         super().__init__(**kwargs)
 
 # %% ../nbs/06_model.ipynb #c009
@@ -259,6 +260,7 @@ class ProsodySEROutput(ModelOutput):
     asr_loss: torch.Tensor | None = None        # regularised CTC, over utterances with a transcript
     prosody_loss: torch.Tensor | None = None    # binary cross entropy, mean over labelled words
     emotion_logits: torch.Tensor | None = None  # (B, C)
+    emotion_distance: torch.Tensor | None = None  # (B,) root mean square of its features, 1 in training
     asr_frames: decoding.HeadLogits | None = None  # what the decoders read; None while training
     prosody_logits: torch.Tensor | None = None  # (B, W)
     lengths: torch.Tensor | None = None         # (B,) frames
@@ -344,7 +346,7 @@ class ProsodySER(_WordAlignment, _TaskWeights, _SpeechModel):
         task_hidden, lengths = self.encode(audio, audio_lengths, states, frames, shared)
         out = ProsodySEROutput(lengths=lengths, hidden_states=shared)
         if self.ser:
-            out.emotion_logits = self.ser(task_hidden["ser"], lengths)                     # (B, C)
+            out.emotion_logits, out.emotion_distance = self.ser.with_distance(task_hidden["ser"], lengths)
             out.ser_loss = _emotion_loss(out.emotion_logits, emotion, config.ser)
         hidden = self.asr(task_hidden["asr"]) if self.asr else None                        # (B, T, H)
         if self.asr:
