@@ -165,6 +165,19 @@ def _class_rows(records, names):
     shown = [[name, *("–" if np.isnan(v) else f"{v:.3f}" for v in vs), str(n)] for name, *vs, n in rows]
     return ["", "precision", "recall", "F1", "utterances"], shown
 
+_LIMITS = 0.5, 0.6, 0.7, 0.8, 0.9            # of confidence
+
+def _abstention_rows(records):
+    "What is answered with at least some confidence: its share, and the scores of it."
+    confidence, truth, predicted = evaluation.confidences(records)
+    shown = []
+    for limit in _LIMITS:
+        sure = confidence >= limit
+        found = evaluation.ser_metrics(truth[sure], predicted[sure]) if sure.any() else {}
+        scores = [f"{found[k]:.3f}" if found else "–" for k in ("ser/wa", "ser/ua")]
+        shown.append([f"unsure below {limit:g}", f"{sure.mean():.3f}", *scores])
+    return ["", "answered", "accuracy", "UA"], shown
+
 _TRANSCRIPT_ROWS = {
     "asr/substitutions": ("substitutions, of the reference's words", "{:.1%}"),
     "asr/deletions": ("deletions", "{:.1%}"), "asr/insertions": ("insertions", "{:.1%}"),
@@ -258,6 +271,8 @@ def _tables(scores):
     tables = {"Scores": metrics_rows(scores)}
     if "ser/ua" in scores and scores.records:
         tables["Emotions"] = _class_rows(scores.records, scores.names)
+        if "ser/aurc" in scores:
+            tables["Abstention"] = _abstention_rows(scores.records)
     return tables
 
 def _paragraphs(sentences, kind):
