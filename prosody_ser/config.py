@@ -7,7 +7,7 @@ __all__ = ['TASKS', 'BACKBONES', 'FRAME_RATE', 'TINY_FRAME_RATE', 'POOLINGS', 'C
            'DECODING_SETTINGS', 'LOGGING_SETTINGS', 'EXECUTION_SETTINGS', 'PATH_SETTINGS', 'ConfigError',
            'TrainingError', 'setting', 'expand_path', 'Settings', 'is_required', 'default_of', 'non_defaults',
            'DecodingSettings', 'TrainConfig', 'unused_settings', 'EvaluateConfig', 'GatherConfig', 'PredictConfig',
-           'ExportConfig']
+           'ExportConfig', 'PublishConfig']
 
 # %% ../nbs/01_config.ipynb #imports
 import math
@@ -527,3 +527,15 @@ class ExportConfig(Settings):
     checkpoint: str = setting(MISSING, "best_model folder, .pt file, or hub id", positional=True, path=True)
     out: str = setting(MISSING, "folder to write; an earlier export is replaced", positional=True, path=True)
     int8: bool = setting(False, "the encoder's matrices as 8-bit integers")
+
+@dataclass
+class PublishConfig(Settings):
+    "Upload a run's model with a card to the Hugging Face Hub, or write what would be uploaded."
+    run: str = setting(MISSING, "folder of a finished run", positional=True, path=True)
+    name: str = setting(MISSING, "of the repository, such as me/my-model", positional=True)
+    private: bool = setting(False, "only you can see it; of a repository that is made now")
+    onnx: bool = setting(False, "upload ONNX files, too")
+    license: str | None = setting(None, "of the model, as the Hub names it, such as cc-by-4.0")
+    languages: list[str] | None = setting(None, "codes of those that the model was trained on, such as tw")
+    dataset: str | None = setting(None, "name of the corpus; default: the names of its manifests")
+    dry_run: str | None = setting(None, "write what would be uploaded to this new folder instead", path=True)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCORE_PARTS', 'CLIP_SECONDS', 'show_html', 'table_html', 'markdown_table', 'score_text', 'plot_runs', 'metrics_rows',
            'metrics_table', 'Scores', 'notes_html', 'sound_html', 'players', 'bars_html', 'card_html', 'cards_html',
-           'write_report', 'selection_note', 'model_card', 'evaluate_model', 'evaluate_checkpoint', 'compare_models']
+           'write_report', 'selection_note', 'evaluate_model', 'evaluate_checkpoint', 'compare_models']
 
 # %% ../nbs/07b_report.ipynb #ascommand
 #| eval: false
@@ -243,6 +243,8 @@ class Scores(dict):
         advice = evaluation.ctc_advice(self, self.settings.get("ctc") or {})
         unknown = [f"beware: {told}"] if (told := self.settings.get("unknown_words")) else []
         return list(filter(None, [advice, *unknown, *floor_warnings(self)]))
+
+    tables = property(lambda self: _tables(self), doc="Title -> names of the columns, rows of texts.")
 
     def __repr__(self):
         main, *classes = [_text_table(*t) for t in _tables(self).values()]
@@ -494,36 +496,6 @@ def selection_note(
     "How the tested model came about."
     if not config.refit: return "model of the epoch that validation chose"
     return "model trained on training and validation rows together, up to the epoch that validation chose"
-
-def model_card(
-    config,  # TrainConfig
-    names,   # emotion classes, or None
-    metrics, # scores of some rows
-    scored,  # heading that names these rows
-) -> str:
-    "The README of a checkpoint."
-    start = " at the start, learned from there" if config.alpha_mode != "fixed" else ""
-    weights = ', '.join(f'{t} {a}' for t, a in config.alphas.items())
-    return f"""---
-library_name: prosody_ser
-tags: [speech-emotion-recognition, prosody, automatic-speech-recognition]
----
-# Speech emotion, transcript and word prominence
-
-A `{config.backbone}` backbone with heads for {', '.join(config.tasks)}, trained by Prosody-SER.
-Loss weights{start}: {weights}. Emotions: {', '.join(names or ['none'])}.
-
-{scored}, {selection_note(config)}:
-
-```
-{metrics_table(metrics)}
-```
-
-```python
-from prosody_ser.inference import Predictor
-Predictor("this folder")("speech.wav")
-```
-"""
 
 # %% ../nbs/07b_report.ipynb #eval1
 def evaluate_model(

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoProcessor, PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput, cached_file
 
 from prosody_ser.config import (
@@ -31,6 +31,7 @@ from prosody_ser.config import (
 )
 
 from . import alignment, decoding
+from .audio import SAMPLING_RATE, load_samples
 from .backbones import ENCODERS, Backbone, build_encoder, encoder_config, load_encoder, unreadable
 from .ctc import global_mean, regularised_ctc, world_size
 from .heads import CTCHead, ProsodyHead, SERHead, emotion_losses, normalise_layers
@@ -89,16 +90,25 @@ class ProsodySERProcessor:
                  extractor): # a stock feature extractor
         self.tokenizer, self.extractor = tokenizer, extractor
 
+    def __call__(self,
+                 audio, # a file, an Utterance or samples of shape (S,), or a list of them
+                 sampling_rate=SAMPLING_RATE): # Hz of samples that are given
+        "Recordings as the model takes them: audio (B, S) at 16 kHz, and audio_lengths (B,)."
+        rows = audio if isinstance(audio, list) else [audio]
+        return _pad_audio([dict(audio=load_samples(a, sampling_rate)) for a in rows])
+
     def save_pretrained(self, folder):
         "Write both beside a model."
+        self.extractor._processor_class = None                # or AutoProcessor would take Whisper's own
         self.extractor.save_pretrained(folder)
         if self.tokenizer:
             self.tokenizer.save(Path(folder)/self.tokenizer_file)
 
     @classmethod
-    def from_pretrained(cls, path, config):
-        "Read both from a model's folder or hub id; `config` is the model's."
-        file = cached_file(path, cls.tokenizer_file, _raise_exceptions_for_missing_entries=False)
+    def from_pretrained(cls, path, config=None, **options):
+        "Read both from a model's folder or hub id; config is the model's; options as of AutoConfig."
+        config = config or AutoConfig.from_pretrained(path, **options)
+        file = cached_file(path, cls.tokenizer_file, _raise_exceptions_for_missing_entries=False, **options)
         tokenizer = file and SentencePieceTokenizer(config.vocab_size, model_path=file).load_tokenizer()
         return cls(tokenizer, _build_extractor(config.feature_extractor))
 
@@ -364,8 +374,9 @@ class ProsodySER(_WordAlignment, _TaskWeights, _SpeechModel):
         return out
 
 # %% ../nbs/06_model.ipynb #n031
-AutoConfig.register("prosody_ser", ProsodySERConfig)
+AutoConfig.register("prosody_ser", ProsodySERConfig, exist_ok=True)          # known by name already
 AutoModel.register(ProsodySERConfig, ProsodySER)
+AutoProcessor.register(ProsodySERConfig, ProsodySERProcessor)
 
 # %% ../nbs/06_model.ipynb #c021
 def create_model(
@@ -459,6 +470,9 @@ def check_can_spell(
     model, # ProsodySER with its processor
 ):
     "Raise `CheckpointError` for a transcript head without a tokenizer, whose pieces it could not spell."
+    if model.processor is None:
+        raise CheckpointError("the model comes without its processor. Give Predictor the path, or set "
+                              "model.processor = AutoProcessor.from_pretrained(path).")
     if model.asr is None or model.processor.tokenizer: return
     name = ProsodySERProcessor.tokenizer_file
     raise CheckpointError(f"{model.name_or_path}: there is no {name}, which the transcript head needs. Copy "

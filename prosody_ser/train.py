@@ -59,9 +59,10 @@ from .confidence import usual_of
 from .config import DECODING_SETTINGS, ConfigError, TrainConfig, expand_path, unused_settings
 from .data import describe, emotion_names, read_manifest, rows_digest, write_manifest
 from .decoding import WordLM, check_lm, decoder_options
-from .evaluate import model_card, write_report
+from .evaluate import write_report
 from .evaluation import calibrate
 from .heads import class_weights, log_prior
+from .hub import model_card
 from .inference import CachedDataset, FeatureCache, cache_folder, predict, predict_emotions
 from .model import add_lora, create_model, load_checkpoint, save_pt
 from .parsing import from_parameters
@@ -431,17 +432,16 @@ def _test(config, model, test, history, calibration, how):
     settings = {k: scores.settings[k] for k in settings}  # the calibration now has the test's error, too
     metrics = dict(scores)
     write_whole(run.summary, (run.test_folder/"summary.txt").read_bytes())
-    scored = f"Test set, {len(test)} utterances"
-    write_whole(run.model_card, model_card(config, test.names, metrics, scored))
+    write_whole(run.model_card, model_card(run))
     write_json(run.results_file, dict(metrics=metrics, settings=settings))         # last: the run is finished
     send_test(config, model, test, records, metrics, history["best"])
     return metrics
 
 # %% ../nbs/09b_training.ipynb #test4
-def _end_without_test(config, model, val, history):
+def _end_without_test(config):
     "Say that nothing was tested, and how it can be later."
-    run, scored = Run(config.save_dir), f"Validation, {len(val)} utterances, not tested"
-    write_whole(run.model_card, model_card(config, val.names, history["best"], scored))
+    run = Run(config.save_dir)
+    write_whole(run.model_card, model_card(run))
     close_trackers(config)
     log_main(f"no test set was given, so the model in {run.best_model} is not tested; "
              f"Run({str(run.folder)!r}).evaluate(...) or prosody-ser evaluate scores it later")
@@ -460,7 +460,7 @@ def _finish(config, data, history):
                amp=config.use_amp, num_workers=config.num_workers)
     calibration = _calibrate_run(config, model, data, **how) if model.ser else None
     save_pt(model, run.best_model_file)
-    if "test" not in data: return _end_without_test(config, model, data["val"], history)
+    if "test" not in data: return _end_without_test(config)
     return _test(config, model, data["test"], history, calibration, how)
 
 # %% ../nbs/09b_training.ipynb #job2
