@@ -35,6 +35,15 @@ def _hub_id(path):
     known = isinstance(path, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path) and not os.path.exists(path)
     return path if known else None
 
+def _without_paths(run, text):
+    "A text in which the run's files have names only."
+    kept = [run.settings[f.name] for f in fields(run.config) if f.metadata.get("path")]
+    paths = {p for v in [*kept, str(run.folder)] if isinstance(v, str) for p in (v, os.path.abspath(v))}
+    base = _hub_id(run.settings["backbone_path"])
+    for path in sorted((p for p in paths if os.sep in p and p != base), key=len, reverse=True):
+        text = text.replace(path, Path(path).name or "/")
+    return text
+
 def _flags(f, value):
     "A setting as arguments of a command."
     if isinstance(value, bool): return [f"--{f.name}" if value else f"--no_{f.name}"]
@@ -197,13 +206,13 @@ def model_card(
     dataset=None,   # name of the corpus; None: the names of its manifests
 ) -> str:
     "The README of a model, written from its run folder."
-    run = run if isinstance(run, Run) else Run(run)
+    run, place = run if isinstance(run, Run) else Run(run), name or "this folder"
     name = name or run.folder.resolve().name
     data = _metadata(run, name, license, languages, dataset)
     weights = ", ".join(f"{t} {a:g}" for t, a in run.config.alphas.items())
     learned = " at the start, learned from there" if run.config.alpha_mode != "fixed" else ""
     parts = {
-        "Use": _USE.format(name=name),
+        "Use": _USE.format(name=place),
         "What it is for, and what not": _LIMITS,
         "Data": "Languages: " + (", ".join(languages) if languages else "not given") + ".\n\n"
                 + _data_text(run, dataset),
@@ -212,7 +221,7 @@ def model_card(
         "Scores": f"A floor is what one and the same answer for all would get.\n\n{_scores_text(run)}",
         "Licence": license or "No licence was given: ask whoever publishes this model.",
         "How to cite": f"The idea is that of Cai et al.; the package is [Prosody-SER]({_HOME}).\n\n{_CITE}"}
-    text = "\n\n".join(f"## {title}\n\n{part}" for title, part in parts.items())
+    text = _without_paths(run, "\n\n".join(f"## {title}\n\n{part}" for title, part in parts.items()))
     return f"---\n{data}\n---\n# {name.split('/')[-1]}\n\n{_about(run)}\n\n{text}\n"
 
 # %% ../nbs/08c_hub.ipynb #pub1
