@@ -170,11 +170,12 @@ _LIMITS = 0.5, 0.6, 0.7, 0.8, 0.9            # of confidence
 def _abstention_rows(records):
     "What is answered with at least some confidence: its share, and the scores of it."
     confidence, truth, predicted = evaluation.confidences(records)
-    shown = []
+    shown, n = [], 1 + max(*truth, *predicted)
     for limit in _LIMITS:
         sure = confidence >= limit
-        found = evaluation.ser_metrics(truth[sure], predicted[sure]) if sure.any() else {}
-        scores = [f"{found[k]:.3f}" if found else "–" for k in ("ser/wa", "ser/ua")]
+        np.add.at(counts := np.zeros((1, n, n), int), (0, truth[sure], predicted[sure]), 1)
+        found = evaluation._ser_scores(counts) if sure.any() else {}
+        scores = [f"{found[k][0]:.3f}" if found else "–" for k in ("ser/wa", "ser/ua")]
         shown.append([f"unsure below {limit:g}", f"{sure.mean():.3f}", *scores])
     return ["", "answered", "accuracy", "UA"], shown
 

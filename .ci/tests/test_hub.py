@@ -7,13 +7,12 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
-import httpx
 import huggingface_hub
 import pytest
 import torch
 import yaml
 from conftest import ROOT, read, write
-from huggingface_hub import HfApi, ModelCard, metadata_load
+from huggingface_hub import HfApi, ModelCard, metadata_load, utils
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from test_numerics import SMALL, made, small_model  # noqa: F401  (made: a fixture)
 from test_old_run import OLD
@@ -50,11 +49,12 @@ def run(home):
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """The Hub: what was asked of it, what was uploaded, and what is there already."""
+    web = getattr(utils._http, "httpx2", None) or utils._http.httpx                    # the client of this version
     hub = SimpleNamespace(calls=[], there=None, library=None, status=200)
 
     def post(url, json, headers):
         hub.calls.append(("validate", json))
-        return httpx.Response(hub.status, text="license is not known", request=httpx.Request("POST", url))
+        return web.Response(hub.status, text="license is not known", request=web.Request("POST", url))
 
     def create_repo(api, repo_id, *, private=None, exist_ok=False):
         hub.calls.append(("create", dict(name=repo_id, private=private, exist_ok=exist_ok)))
