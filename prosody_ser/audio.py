@@ -242,6 +242,8 @@ def load_utterance(utterance: Utterance, audio_base_path: str | Path | None = No
     return _at_rate(audio, rate)
 
 # %% ../nbs/00a_audio.ipynb #anything1
+SILENT = .001                          # a lower deviation of the samples, of full scale 1, is silence
+
 def load_samples(audio, rate):
     """Mono float32 samples at 16 kHz, of a file, an `Utterance`, or samples at `rate`.
     Warns of what was mended, and of silence."""
@@ -251,7 +253,7 @@ def load_samples(audio, rate):
         samples, name = load_audio(audio), audio
     else:
         samples, name = given_samples(audio, rate), "audio"
-    if samples.std() < .001:
+    if samples.std() < SILENT:
         warnings.warn(f"{name}: silent; what is predicted of it says nothing.", stacklevel=3)
     return samples
 

@@ -152,3 +152,17 @@ class SpeedPerturbSampler:
         for batch in self.batches:
             speed = float(rng.choice(self.speeds))
             yield [(i, speed) for i in batch]
+
+# %% ../nbs/00c_batches.ipynb #draw2
+class DrawOne:
+    "Batches whose iteration takes one of PyTorch's random numbers."
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        import torch  # here: batches themselves need none
+        torch.empty((), dtype=torch.int64).random_()        # with the first batch: a loader may ask twice
+        yield from self.batches

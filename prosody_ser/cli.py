@@ -32,6 +32,7 @@ from prosody_ser.config import (
     ExportConfig,
     GatherConfig,
     PredictConfig,
+    PublishConfig,
     ServeConfig,
     Settings,
     TrainConfig,
@@ -199,6 +200,9 @@ def _serve(config):
     from prosody_ser.serve import serve_command
     serve_command(config)
 
+def _publish(config):
+    from prosody_ser.hub import publish_command
+    publish_command(config)
 
 # %% ../nbs/12_cli.ipynb #auditcmd
 @dataclass(kw_only=True)
@@ -360,7 +364,7 @@ COMMANDS = dict(
     gather=_Command(GatherConfig, _gather, "Finished runs in one table: settings that differ, scores."),
     compare=_Command(_CompareConfig, _compare, more=_PAIRED),
     predict=_Command(PredictConfig, _predict), export=_Command(ExportConfig, _export),
-    serve=_Command(ServeConfig, _serve),
+    serve=_Command(ServeConfig, _serve), publish=_Command(PublishConfig, _publish),
     prepare=_Command(_PrepareConfig, _prepare),
     audit=_Command(_AuditConfig, _audit, more=_EXIT), tokenizer=_Command(_TokenizerConfig, _tokenizer),
     lm=_Command(_LMConfig, _lm), memory=_Command(_MemoryConfig, _memory))

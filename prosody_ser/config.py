@@ -7,7 +7,7 @@ __all__ = ['TASKS', 'BACKBONES', 'FRAME_RATE', 'TINY_FRAME_RATE', 'POOLINGS', 'C
            'DECODING_SETTINGS', 'LOGGING_SETTINGS', 'EXECUTION_SETTINGS', 'PATH_SETTINGS', 'ConfigError',
            'TrainingError', 'setting', 'expand_path', 'Settings', 'is_required', 'default_of', 'non_defaults',
            'DecodingSettings', 'TrainConfig', 'unused_settings', 'EvaluateConfig', 'GatherConfig', 'PredictConfig',
-           'ExportConfig', 'ServeConfig']
+           'ExportConfig', 'PublishConfig', 'ServeConfig']
 
 # %% ../nbs/01_config.ipynb #imports
 import math
@@ -49,8 +49,8 @@ _MINIMUM = dict(                       # the least value of a number; of the oth
 _LARGEST = 10**9                       # of any other whole number: more is a slip of the keyboard
 _MAXIMUM = dict(                       # an infinite norm clips nothing, an endless batch is one
     max_grad_norm=math.inf, max_batch_seconds=math.inf, vocab_size=10**6, lora_rank=10**4, num_workers=10**3,
-    character_coverage=1.0, balanced_sampling=1.0, blank_skip=1.0, ctc_blank_threshold=0.99,
-    warmup_ratio=0.99, head_dropout=0.99, whisper_tail_seconds=30, speed_perturb=0.5, abstain=1.0, port=65535,
+    abstain=1.0, character_coverage=1.0, balanced_sampling=1.0, blank_skip=1.0, ctc_blank_threshold=0.99,
+    warmup_ratio=0.99, head_dropout=0.99, whisper_tail_seconds=30, speed_perturb=0.5, port=65535,
     seed=2**32 - 1000)
 
 # %% ../nbs/01_config.ipynb #c005
@@ -506,6 +506,7 @@ class PredictConfig(DecodingSettings):
                           choices=["jsonl", "csv", "textgrid", "srt", "eaf", "audacity"])
     resume: bool = setting(False, "go on with what is in --out: what is done there is skipped")
     plot: bool = setting(False, "also draw a timeline of each recording into --out")
+    abstain: float | None = setting(None, "confidence below which the emotion is unsure, such as 0.7")
     plot_dir: str | None = setting(None, "also draw a timeline of each file into this folder", path=True)
     table: bool = setting(False, "print a table for people")
     timeline: bool = setting(False, "cut long recordings at pauses and predict each utterance")
@@ -529,6 +530,18 @@ class ExportConfig(Settings):
     checkpoint: str = setting(MISSING, "best_model folder, .pt file, or hub id", positional=True, path=True)
     out: str = setting(MISSING, "folder to write; an earlier export is replaced", positional=True, path=True)
     int8: bool = setting(False, "the encoder's matrices as 8-bit integers")
+
+@dataclass
+class PublishConfig(Settings):
+    "Upload a run's model with a card to the Hugging Face Hub, or write what would be uploaded."
+    run: str = setting(MISSING, "folder of a finished run", positional=True, path=True)
+    name: str = setting(MISSING, "of the repository, such as me/my-model", positional=True)
+    private: bool = setting(False, "only you can see it; of a repository that is made now")
+    onnx: bool = setting(False, "upload ONNX files, too")
+    license: str | None = setting(None, "of the model, as the Hub names it, such as cc-by-4.0")
+    languages: list[str] | None = setting(None, "codes of those that the model was trained on, such as tw")
+    dataset: str | None = setting(None, "name of the corpus; default: the names of its manifests")
+    dry_run: str | None = setting(None, "write what would be uploaded to this new folder instead", path=True)
 
 # %% ../nbs/01_config.ipynb #usess
 @dataclass(kw_only=True)

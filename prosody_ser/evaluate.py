@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCORE_PARTS', 'CLIP_SECONDS', 'show_html', 'table_html', 'markdown_table', 'score_text', 'plot_runs', 'metrics_rows',
            'metrics_table', 'Scores', 'notes_html', 'sound_html', 'players', 'bars_html', 'card_html', 'cards_html',
-           'write_report', 'selection_note', 'model_card', 'evaluate_model', 'evaluate_checkpoint', 'compare_models']
+           'write_report', 'selection_note', 'evaluate_model', 'evaluate_checkpoint', 'compare_models']
 
 # %% ../nbs/07b_report.ipynb #ascommand
 #| eval: false
@@ -165,6 +165,20 @@ def _class_rows(records, names):
     shown = [[name, *("–" if np.isnan(v) else f"{v:.3f}" for v in vs), str(n)] for name, *vs, n in rows]
     return ["", "precision", "recall", "F1", "utterances"], shown
 
+_LIMITS = 0.5, 0.6, 0.7, 0.8, 0.9            # of confidence
+
+def _abstention_rows(records):
+    "What is answered with at least some confidence: its share, and the scores of it."
+    confidence, truth, predicted = evaluation.confidences(records)
+    shown, n = [], 1 + max(*truth, *predicted)
+    for limit in _LIMITS:
+        sure = confidence >= limit
+        np.add.at(counts := np.zeros((1, n, n), int), (0, truth[sure], predicted[sure]), 1)
+        found = evaluation._ser_scores(counts) if sure.any() else {}
+        scores = [f"{found[k][0]:.3f}" if found else "–" for k in ("ser/wa", "ser/ua")]
+        shown.append([f"unsure below {limit:g}", f"{sure.mean():.3f}", *scores])
+    return ["", "answered", "accuracy", "UA"], shown
+
 _TRANSCRIPT_ROWS = {
     "asr/substitutions": ("substitutions, of the reference's words", "{:.1%}"),
     "asr/deletions": ("deletions", "{:.1%}"), "asr/insertions": ("insertions", "{:.1%}"),
@@ -231,6 +245,8 @@ class Scores(dict):
         unknown = [f"beware: {told}"] if (told := self.settings.get("unknown_words")) else []
         return list(filter(None, [advice, *unknown, *floor_warnings(self)]))
 
+    tables = property(lambda self: _tables(self), doc="Title -> names of the columns, rows of texts.")
+
     def __repr__(self):
         main, *classes = [_text_table(*t) for t in _tables(self).values()]
         return "\n\n".join(filter(None, [main, "\n".join(self.notes), *classes, *self.warnings]))
@@ -258,6 +274,8 @@ def _tables(scores):
     tables = {"Scores": metrics_rows(scores)}
     if "ser/ua" in scores and scores.records:
         tables["Emotions"] = _class_rows(scores.records, scores.names)
+        if "ser/aurc" in scores:
+            tables["Abstention"] = _abstention_rows(scores.records)
     return tables
 
 def _paragraphs(sentences, kind):
@@ -479,36 +497,6 @@ def selection_note(
     "How the tested model came about."
     if not config.refit: return "model of the epoch that validation chose"
     return "model trained on training and validation rows together, up to the epoch that validation chose"
-
-def model_card(
-    config,  # TrainConfig
-    names,   # emotion classes, or None
-    metrics, # scores of some rows
-    scored,  # heading that names these rows
-) -> str:
-    "The README of a checkpoint."
-    start = " at the start, learned from there" if config.alpha_mode != "fixed" else ""
-    weights = ', '.join(f'{t} {a}' for t, a in config.alphas.items())
-    return f"""---
-library_name: prosody_ser
-tags: [speech-emotion-recognition, prosody, automatic-speech-recognition]
----
-# Speech emotion, transcript and word prominence
-
-A `{config.backbone}` backbone with heads for {', '.join(config.tasks)}, trained by Prosody-SER.
-Loss weights{start}: {weights}. Emotions: {', '.join(names or ['none'])}.
-
-{scored}, {selection_note(config)}:
-
-```
-{metrics_table(metrics)}
-```
-
-```python
-from prosody_ser.inference import Predictor
-Predictor("this folder")("speech.wav")
-```
-"""
 
 # %% ../nbs/07b_report.ipynb #eval1
 def evaluate_model(

@@ -63,13 +63,13 @@ class _Encoder(nn.Module):
         return *(h.clone() for h in self.model.mix_layers(states)), frames    # clones: outputs of their own
 
 class _Emotion(nn.Module):
-    "Hidden states to the emotions' logits: (B, T, H), (B,) -> (B, C)."
+    "Hidden states to the emotions' logits and the distance from the training data: -> (B, C), (B,)."
     def __init__(self, head):
         super().__init__()
         self.head = head
 
     def forward(self, hidden, lengths):
-        return self.head(hidden, lengths)
+        return self.head.with_distance(hidden, lengths)
 
 class _Tokens(nn.Module):
     "Hidden states to the tokens' logits: (B, T, H) -> (B, T, V)."
@@ -99,7 +99,7 @@ def _graphs(model):
                               _speech(model, 1.3, 0.9), _speech(model, 0.5, 2.1, 1.7))}
     some, other = _states(model, 30, 20), _states(model, 45, 12, 31)
     if model.ser:
-        parts["ser.onnx"] = _Emotion(model.ser), ["hidden", "lengths"], ["logits"], some, other
+        parts["ser.onnx"] = _Emotion(model.ser), ["hidden", "lengths"], ["logits", "distance"], some, other
     if model.asr:
         parts["asr.onnx"] = _Tokens(model.asr), ["hidden"], ["logits"], some[:1], other[:1]
     if model.prosody:
@@ -216,6 +216,7 @@ def _about(model, int8):
     return dict(
         prosody_ser_onnx=1, backbone=config.backbone, precision="int8" if int8 else "float32",
         tasks=config.tasks, emotions=names, emotion_temperature=config.emotion_temperature,
+        usual=config.usual,
         features=_features(backbone.features)[0], hidden_size=backbone.hidden_size,
         frame_rate=backbone.frame_rate, stride=backbone.stride, chunk_frames=size,
         whole_frames=backbone.log_mel, vocab_size=config.vocab_size, blank_id=config.blank_id, aligns=aligns,

@@ -78,9 +78,13 @@ class SERHead(nn.Module):
         self.norm = RunningNorm(self.pool.size)
         self.out = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.pool.size, num_labels))
 
+    def with_distance(self, hidden, lengths):  # (B, T, H) from mix, (B,) -> (B, C), (B,)
+        "Logits, and how far from the training data a row is: the root mean square of what it standardises."
+        x = self.norm(self.pool(hidden, lengths), lengths > 0)                        # (B, H or 2H)
+        return self.out(x), x.detach().float().square().mean(-1).sqrt()
+
     def forward(self, hidden, lengths):  # (B, T, H) from mix, (B,) -> (B, C)
-        pooled = self.pool(hidden, lengths)                                           # (B, H or 2H)
-        return self.out(self.norm(pooled, lengths > 0))
+        return self.with_distance(hidden, lengths)[0]
 
 # %% ../nbs/04_heads.ipynb #c016
 def class_weights(

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from .alignment import MIN_ALIGNMENT_SCORE, alignment_scores
 from .audio import SAMPLING_RATE, audio_path, load_samples, plot_utterance
 from .batches import batches_by_length
+from .confidence import check_abstain, emotion_answer, unusual
 from .config import TrainingError
 from .data import Utterance, groups_of
 from .decoding import DECODERS, blank_stats
@@ -43,10 +44,11 @@ def _word_html(word):
     return f'<span class="{kind}" style="--p:{100 * p:.0f}%">{text}</span>'
 
 def _doubt(answer):
-    "What is wrong with the times of the words, in a list."
-    if not answer.words or answer["aligned"]: return []
-    if (score := answer["alignment_score"]) is None: return ["word times: an even split"]
-    return [f"word times: none to trust, the audio does not fit these words (score {score:.1f})"]
+    "What is wrong with the recording, and with the times of the words, in a list."
+    found = [f"unusual: {answer.unusual}"] if answer.unusual else []
+    if not answer.words or answer["aligned"]: return found
+    if (score := answer["alignment_score"]) is None: return [*found, "word times: an even split"]
+    return [*found, f"word times: none to trust, the audio does not fit these words (score {score:.1f})"]
 
 # %% ../nbs/06b_inference.ipynb #n006
 class Prediction(dict):
@@ -58,7 +60,9 @@ class Prediction(dict):
         self.samples = samples
 
     seconds = property(lambda self: self["seconds"], doc="Length of the audio.")
-    emotion = property(lambda self: self.get("emotion"), doc="The likeliest emotion.")
+    emotion = property(lambda self: self.get("emotion"), doc="The likeliest emotion, or unsure.")
+    likeliest = property(lambda self: self.get("likeliest", self.emotion), doc="Sure or not.")
+    unusual = property(lambda self: self.get("unusual"), doc="What is unlike the training data; or None.")
     probabilities = property(lambda self: self.get("probabilities"), doc="Emotion -> probability.")
     transcript = property(lambda self: self.get("transcript"), doc="The words as one text.")
     words = property(lambda self: self.get("words"), doc="Dicts: word, start, end, prominence, prominent.")
@@ -80,7 +84,7 @@ class Prediction(dict):
         marks, times = [int(w.get("prominent", 0)) for w in words], [(w["start"], w["end"]) for w in words]
         shown = Utterance("", [w["word"] for w in words], marks, self.emotion, word_times=times)
         plot_utterance(shown, self.samples, ax=left)
-        left.set_title("".join(_doubt(self)), loc="right", fontsize=8, color="0.4")
+        left.set_title("; ".join(_doubt(self)), loc="right", fontsize=8, color="0.4")
         right.barh(list(chances), list(chances.values()), color="tab:blue")
         right.set(xlim=(0, 1), xlabel="probability")
         right.invert_yaxis()
@@ -130,13 +134,15 @@ def _word_dicts(words, times, scores, marks, seconds):  # W words, (W, 2), (scor
 class _Steps:
     "Part of `Predictor`: what is read from the hidden states of a batch."
 
-    def _emotions(self, hidden, lengths):  # (B, T, H), (B,)
-        "For each row the likeliest emotion and the probability of each."
-        logits, names = self.model.ser(hidden, lengths).float(), self.model.config.id2label
-        rows = (logits / self.model.config.emotion_temperature).softmax(-1).tolist()       # (B, C)
-        chances = [{names[i]: round(v, 5) for i, v in enumerate(p)} for p in rows]
-        return [dict(emotion=names[int(np.argmax(p))], probabilities=c)
-                for p, c in zip(rows, chances, strict=True)]
+    def _emotions(self, hidden, lengths, samples):  # (B, T, H), (B,), list of (S,)
+        "For each row the emotion, the probability of each, and what is unusual where that is known."
+        config = self.model.config
+        logits, distances = self.model.ser.with_distance(hidden, lengths)
+        rows = (logits.float() / config.emotion_temperature).softmax(-1).tolist()          # (B, C)
+        found = [emotion_answer(p, config.id2label, self.abstain) for p in rows]
+        if not config.usual: return found
+        return [f | dict(unusual=unusual(s, d, config.usual))
+                for f, s, d in zip(found, samples, distances.tolist(), strict=True)]
 
     def _transcripts(self, hidden, lengths, given):  # (B, T, H), (B,), for each row words, a text, or None
         "For each row token ids, the word of each, and words: those given, else decoded, else None."
@@ -197,7 +203,8 @@ class _Answers(_Steps):
         task_hidden, lengths = self.model.encode(x.to(self.device), sizes)                 # (B, T, H), (B,)
         found = [dict(seconds=round(len(s) / SAMPLING_RATE, 3)) for s in samples]
         if self.model.ser:
-            found = [a | b for a, b in zip(found, self._emotions(task_hidden["ser"], lengths), strict=True)]
+            emotions = self._emotions(task_hidden["ser"], lengths, samples)
+            found = [a | b for a, b in zip(found, emotions, strict=True)]
         hidden = self.model.asr(task_hidden["asr"]) if self.model.asr else None            # (B, T, H)
         transcripts = self._transcripts(hidden, lengths, given)
         placed = self._placed(task_hidden, hidden, lengths, transcripts, [a["seconds"] for a in found])
@@ -258,17 +265,19 @@ class Predictor(_Views):
                  checkpoint,      # folder or hub id of a trained model, its best_model.pt, or a ProsodySER
                  device=None,     # where to run; None: a GPU if there is one
                  decode="beam",   # greedy or beam
+                 abstain=None,    # confidence below which the emotion is "unsure"; None: always say one
                  **options):      # of the decoder, from decoder_options
         self.device = pick_device(device) if device else "cuda" if torch.cuda.is_available() else "cpu"
-        model = load_checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
+        model = load_checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint.eval()
         check_can_spell(model)
-        self.model, self.decode, self.options = model.to(self.device).eval(), decode, options
+        check_abstain(abstain, model.ser and model.config.id2label.values())
+        self.model, self.decode, self.abstain, self.options = model.to(self.device), decode, abstain, options
 
     def __call__(self,
                  audio,      # a file, an Utterance, or samples of shape (S,)
                  sampling_rate=SAMPLING_RATE, # Hz of samples that are given
                  words=None, # the transcript, a list of words or a text, where it is known
-    ) -> Prediction:         # seconds, emotion, probabilities, transcript, aligned, alignment_score, words
+    ) -> Prediction:         # seconds, emotion, probabilities, unusual, transcript, aligned, ..., words
         "What is said, how, and on which words the stress lies."
         return self._answers([load_samples(audio, sampling_rate)], [words])[0]
 
@@ -288,11 +297,9 @@ class Predictor(_Views):
             batches = [[heard[k] for k in b] for b in _together(sizes, self.model.backbone, batch_size)]
             for i in range(len(window)):
                 if i not in ready:
-                    batch = next(b for b in batches if i in b)
-                    ready |= self._batch_answers(window, batch)
+                    ready |= self._batch_answers(window, next(b for b in batches if i in b))
                 if isinstance(ready[i], Exception) and not keep_errors: raise ready[i]
                 yield ready.pop(i)
-
 
 # %% ../nbs/06b_inference.ipynb #c006
 @torch.no_grad()
@@ -413,12 +420,13 @@ def predict_emotions(
     device="cpu", # where to run
     amp=False,    # 16-bit autocast where the device has it
     num_workers=0, # processes that load audio
-) -> np.ndarray:  # (N, C), in the dataset's order
-    "The emotions' logits of a dataset, without temperature: what `calibrate` reads."
-    logits = np.zeros((len(dataset), model.config.num_labels), np.float32)
+) -> tuple:       # (N, C), (N,) arrays in the dataset's order
+    """The emotions' logits of a dataset, without temperature: what `calibrate` reads; and distances from the
+    training data: what `usual_of` reads."""
+    logits, far = np.zeros((len(dataset), model.config.num_labels), np.float32), np.zeros(len(dataset))
     for places, out in _outputs(model, dataset, batch_size, device, amp, num_workers, "calibrating"):
-        logits[places] = out.emotion_logits.float().cpu().numpy()
-    return logits
+        logits[places], far[places] = out.emotion_logits.float().cpu(), out.emotion_distance.cpu()
+    return logits, far
 
 # %% ../nbs/06b_inference.ipynb #08bleanc010
 def _backbone_key(model):

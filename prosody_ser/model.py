@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoProcessor, PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput, cached_file
 
 from prosody_ser.config import (
@@ -31,6 +31,7 @@ from prosody_ser.config import (
 )
 
 from . import alignment, decoding
+from .audio import SAMPLING_RATE, load_samples
 from .backbones import ENCODERS, Backbone, build_encoder, encoder_config, load_encoder, unreadable
 from .ctc import global_mean, regularised_ctc, world_size
 from .heads import CTCHead, ProsodyHead, SERHead, emotion_losses, normalise_layers
@@ -61,6 +62,7 @@ class ProsodySERConfig(PretrainedConfig):
                  max_seconds=30.0,       # longer utterances are encoded in overlapping chunks
                  spec_augment=True,      # mask time and frequency while training
                  emotion_temperature=1.0, # divides the emotions' logits; fitted on validation after training
+                 usual=None,             # dict: what recordings are like, from usual_of; None: not known
                  emotion_indices=None,   # an index of a manifest means the class there; None: not recorded
                  **kwargs):
         self.backbone, self.encoder, self.feature_extractor = backbone, encoder, feature_extractor
@@ -71,7 +73,7 @@ class ProsodySERConfig(PretrainedConfig):
         self.ser, self.head_dropout, self.emotion_temperature = ser or {}, head_dropout, emotion_temperature
         self.prosody_alignment, self.prosody_pos_weight = prosody_alignment, prosody_pos_weight
         self.whisper_tail_seconds, self.max_seconds = whisper_tail_seconds, max_seconds
-        self.emotion_indices = emotion_indices
+        self.emotion_indices, self.usual = emotion_indices, usual
         super().__init__(**kwargs)
 
 # %% ../nbs/06_model.ipynb #c009
@@ -88,16 +90,25 @@ class ProsodySERProcessor:
                  extractor): # a stock feature extractor
         self.tokenizer, self.extractor = tokenizer, extractor
 
+    def __call__(self,
+                 audio, # a file, an Utterance or samples of shape (S,), or a list of them
+                 sampling_rate=SAMPLING_RATE): # Hz of samples that are given
+        "Recordings as the model takes them: audio (B, S) at 16 kHz, and audio_lengths (B,)."
+        rows = audio if isinstance(audio, list) else [audio]
+        return _pad_audio([dict(audio=load_samples(a, sampling_rate)) for a in rows])
+
     def save_pretrained(self, folder):
         "Write both beside a model."
+        self.extractor._processor_class = None                # or AutoProcessor would take Whisper's own
         self.extractor.save_pretrained(folder)
         if self.tokenizer:
             self.tokenizer.save(Path(folder)/self.tokenizer_file)
 
     @classmethod
-    def from_pretrained(cls, path, config):
-        "Read both from a model's folder or hub id; `config` is the model's."
-        file = cached_file(path, cls.tokenizer_file, _raise_exceptions_for_missing_entries=False)
+    def from_pretrained(cls, path, config=None, **options):
+        "Read both from a model's folder or hub id; config is the model's; options as of AutoConfig."
+        config = config or AutoConfig.from_pretrained(path, **options)
+        file = cached_file(path, cls.tokenizer_file, _raise_exceptions_for_missing_entries=False, **options)
         tokenizer = file and SentencePieceTokenizer(config.vocab_size, model_path=file).load_tokenizer()
         return cls(tokenizer, _build_extractor(config.feature_extractor))
 
@@ -140,19 +151,6 @@ class Collator:
             word_counts=torch.tensor([len(w) for w in words]),                       # (B,)
             prosody=_pad(marks),                                                     # (B, W)
             row=torch.tensor([r["row"] for r in rows]))                              # (B,)
-
-# %% ../nbs/06_model.ipynb #draw2
-class DrawOne:
-    "Batches whose iteration takes one of PyTorch's random numbers."
-    def __init__(self, batches):
-        self.batches = batches
-
-    def __len__(self):
-        return len(self.batches)
-
-    def __iter__(self):
-        torch.empty((), dtype=torch.int64).random_()        # with the first batch: a loader may ask twice
-        yield from self.batches
 
 # %% ../nbs/06_model.ipynb #n021
 def _labelled_mean(losses, labelled):
@@ -272,6 +270,7 @@ class ProsodySEROutput(ModelOutput):
     asr_loss: torch.Tensor | None = None        # regularised CTC, over utterances with a transcript
     prosody_loss: torch.Tensor | None = None    # binary cross entropy, mean over labelled words
     emotion_logits: torch.Tensor | None = None  # (B, C)
+    emotion_distance: torch.Tensor | None = None  # (B,) root mean square of its features, 1 in training
     asr_frames: decoding.HeadLogits | None = None  # what the decoders read; None while training
     prosody_logits: torch.Tensor | None = None  # (B, W)
     lengths: torch.Tensor | None = None         # (B,) frames
@@ -357,7 +356,7 @@ class ProsodySER(_WordAlignment, _TaskWeights, _SpeechModel):
         task_hidden, lengths = self.encode(audio, audio_lengths, states, frames, shared)
         out = ProsodySEROutput(lengths=lengths, hidden_states=shared)
         if self.ser:
-            out.emotion_logits = self.ser(task_hidden["ser"], lengths)                     # (B, C)
+            out.emotion_logits, out.emotion_distance = self.ser.with_distance(task_hidden["ser"], lengths)
             out.ser_loss = _emotion_loss(out.emotion_logits, emotion, config.ser)
         hidden = self.asr(task_hidden["asr"]) if self.asr else None                        # (B, T, H)
         if self.asr:
@@ -375,8 +374,9 @@ class ProsodySER(_WordAlignment, _TaskWeights, _SpeechModel):
         return out
 
 # %% ../nbs/06_model.ipynb #n031
-AutoConfig.register("prosody_ser", ProsodySERConfig)
+AutoConfig.register("prosody_ser", ProsodySERConfig, exist_ok=True)          # known by name already
 AutoModel.register(ProsodySERConfig, ProsodySER)
+AutoProcessor.register(ProsodySERConfig, ProsodySERProcessor)
 
 # %% ../nbs/06_model.ipynb #c021
 def create_model(
@@ -470,6 +470,9 @@ def check_can_spell(
     model, # ProsodySER with its processor
 ):
     "Raise `CheckpointError` for a transcript head without a tokenizer, whose pieces it could not spell."
+    if model.processor is None:
+        raise CheckpointError("the model comes without its processor. Give Predictor the path, or set "
+                              "model.processor = AutoProcessor.from_pretrained(path).")
     if model.asr is None or model.processor.tokenizer: return
     name = ProsodySERProcessor.tokenizer_file
     raise CheckpointError(f"{model.name_or_path}: there is no {name}, which the transcript head needs. Copy "

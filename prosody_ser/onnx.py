@@ -13,6 +13,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from .audio import SAMPLING_RATE, cut_in_chunks, load_samples
+from .confidence import check_abstain, emotion_answer, unusual
 from .tokenizer import SentencePieceTokenizer, given_words
 
 # %% ../nbs/06f_onnx.ipynb #fe1
@@ -249,13 +250,13 @@ def _read_arrays(file):
 # %% ../nbs/06f_onnx.ipynb #pred2
 class _Heads:
     "Part of `OnnxPredictor`: what is read from the hidden states of one recording."
-    def _emotion(self, hidden):  # (T, H)
-        "The likeliest emotion and the probability of each."
-        z = self._run("ser", hidden[None], np.array([len(hidden)]))[0] / self.about["emotion_temperature"]
+    def _emotion(self, hidden, samples):  # (T, H), (S,)
+        "The emotion, the probability of each, and what is unusual where that is known."
+        (z,), *distance = self._run("ser", hidden[None], np.array([len(hidden)]))
+        z, usual = z / self.about["emotion_temperature"], self.about.get("usual")
         p = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
-        names = self.about["emotions"]
-        return dict(emotion=names[int(p.argmax())],
-                    probabilities={n: round(float(v), 5) for n, v in zip(names, p, strict=True)})
+        found = emotion_answer(p, self.about["emotions"], self.abstain)
+        return found | dict(unusual=unusual(samples, distance[0][0], usual)) if usual else found
 
     def _transcript(self, logits, words):  # _Logits or None, the words that are given or None
         "Token ids, the word of each token, and the words; None without a decoder."
@@ -279,7 +280,7 @@ class _Heads:
         if hidden is not None:
             usable = spans is not None and len(ids) >= about["usable_tokens"] * W
             heard = spans if usable and about["prosody_alignment"] == "ctc" else even
-            z = self._run("prosody", hidden[None], np.array([T]), heard[None].astype(np.int64))[0]
+            z, = self._run("prosody", hidden[None], np.array([T]), heard[None].astype(np.int64))[0]
             for word, p in zip(placed, 1 / (1 + np.exp(-z.astype(np.float64))), strict=True):
                 word |= dict(prominence=round(float(p), 5), prominent=bool(p > 0.5))
         return placed, None if score is None else round(float(score), 3)
@@ -289,8 +290,11 @@ class OnnxPredictor(_Heads):
     "Emotion, transcript (greedy) and prominence of one recording at a time, without PyTorch."
     def __init__(self,
                  folder,       # that prosody-ser export has written
-                 threads=None): # of a graph; None: as many as there are cores
+                 threads=None,  # of a graph; None: as many as there are cores
+                 abstain=None): # confidence below which the emotion is "unsure"; None: always say one
         self.folder, self.about = folder, about = Path(folder), _read_about(folder)
+        check_abstain(abstain, about["emotions"])
+        self.abstain = abstain
         files = dict(encoder="encoder.onnx") | {t: _GRAPHS[t] for t in about["tasks"]}
         self.sessions = {name: _session(folder/file, threads) for name, file in files.items()}
         self.encode = _Encoder(about, _read_arrays(folder/"features.npz"), self.sessions["encoder"])
@@ -299,25 +303,25 @@ class OnnxPredictor(_Heads):
             self.tokenizer = SentencePieceTokenizer.from_bytes(model.read_bytes(), model)
 
     def _run(self, name, *inputs):
-        "The only output of a head's graph."
+        "The outputs of a head's graph."
         session = self.sessions[name]
-        return session.run(None, {i.name: x for i, x in zip(session.get_inputs(), inputs, strict=True)})[0]
+        return session.run(None, {i.name: x for i, x in zip(session.get_inputs(), inputs, strict=True)})
 
     def _logits(self, hidden):  # (T, H)
         "The transcript head of one recording."
-        return _Logits(lambda h: self._run("asr", h[None])[0], hidden, self.about["vocab_size"])
+        return _Logits(lambda h: self._run("asr", h[None])[0][0], hidden, self.about["vocab_size"])
 
     def __call__(self,
                  audio,      # a file, an Utterance, or samples of shape (S,)
                  sampling_rate=SAMPLING_RATE, # Hz of samples that are given
                  words=None, # the transcript, a list of words or a text, where it is known
-    ) -> dict:               # seconds, emotion, probabilities, transcript, aligned, alignment_score, words
+    ) -> dict:               # seconds, emotion, probabilities, unusual, transcript, aligned, ..., words
         "What is said, how, and on which words the stress lies."
         samples = load_samples(audio, sampling_rate)                                       # (S,)
         hidden, = self.encode([samples])                                                    # task -> (T, H)
         found = dict(seconds=round(len(samples) / SAMPLING_RATE, 3))
         if "ser" in hidden:
-            found |= self._emotion(hidden["ser"])
+            found |= self._emotion(hidden["ser"], samples)
         logits = self._logits(hidden["asr"]) if "asr" in hidden else None
         ids, token_word, words = self._transcript(logits, words)
         if words is None: return found

@@ -275,6 +275,7 @@ def _table_line(record):
     chance = max((record.get("probabilities") or {"": 0}).values())
     emotion = f"{record['emotion'][:11]} {chance:.2f}" if record.get("emotion") else ""
     words = [f"*{w['word']}*" if w.get("prominent") else w["word"] for w in record.get("words") or []]
+    words += [f"({record['unusual']})"] if record.get("unusual") else []
     name = record["audio_filepath"] + _part(Utterance("", start=record.get("start"), end=record.get("end")))
     cells = (name if len(name) <= 32 else f"...{name[-29:]}"), record["seconds"], emotion
     return "  ".join([*map(format, cells, _ROW), " ".join(words)]).rstrip()
@@ -321,6 +322,7 @@ def _jobs(config, rows):
     if not config.out: return [_Job(u, None, n) for u, n in zip(rows, names, strict=True)], None
     settings = {name: getattr(config, name) for name in DECODING_SETTINGS}
     settings |= dict(max_seconds=config.max_seconds) if config.timeline else {}
+    settings |= dict(abstain=config.abstain) if config.abstain is not None else {}
     made_by = _made_by(config.checkpoint_path, settings)
     keys = [_key(u, made_by) for u in rows]
     folder = _OutFolder(config.out, rows, keys, config.format, config.plot, config.resume)
@@ -330,7 +332,6 @@ def _jobs(config, rows):
             jobs.append(job)
         seen.add(job.key)
     return jobs, folder
-
 
 # %% ../nbs/06d_predict.ipynb #run1
 def _bar(config, **more):
@@ -346,7 +347,7 @@ def _answers(config, rows):
     model = load_checkpoint(config.checkpoint_path)
     gc.enable()
     decoder = decoder_options(config, model.processor.tokenizer)
-    predictor = Predictor(model, config.device, config.decode_method, **decoder)
+    predictor = Predictor(model, config.device, config.decode_method, config.abstain, **decoder)
     if config.timeline:
         yield from (_timeline(predictor, u, config) for u in rows)
     else:

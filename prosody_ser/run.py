@@ -36,19 +36,11 @@ from prosody_ser.config import (
     expand_path,
     non_defaults,
 )
-from prosody_ser.folder import (
-    RunRecord,
-    new_figure,
-    numbers_only,
-    one_writer,
-    to_json,
-    write_json,
-    write_whole,
-)
 
 from .data import read_manifest, rows_digest
 from .evaluate import Scores, evaluate_model, metrics_rows, show_html, table_html
 from .evaluation import read_predictions, save_figure
+from .folder import RunRecord, new_figure, numbers_only, one_writer, write_json, write_whole
 from .model import load_checkpoint
 from .parsing import unknown_setting
 from .selection import choice_text
@@ -345,6 +337,13 @@ class Run(_Checkpoints):
         return evaluate_model(load_checkpoint(self.best_model), rows, audio_base_path or known,
                               output_dir or self.folder/f"evaluation_{name}", **(own | settings))
 
+    def push_to_hub(self,
+                    name,              # of the repository: me/my-model
+                    **options) -> str: # of hub.publish: private, onnx, license, languages, dataset, folder
+        "Upload the best model with its card to the Hugging Face Hub. Returns its address."
+        from prosody_ser.hub import publish  # here: few runs are published
+        return publish(self, name, **options)
+
     def _repr_mimebundle_(self, include=None, exclude=None):
         shown = {"text/html": self._repr_html_(), "text/plain": repr(self)}
         return shown | ({FACTS: _facts_of_folder(self.folder)} if self.is_finished else {})
@@ -414,7 +413,7 @@ def log_main(*what):
 def write_main(path, what):
     "Write a text, or anything else as JSON, from the main process alone."
     if is_main_process():
-        write_whole(path, what if isinstance(what, str) else to_json(what, indent=2) + "\n")
+        (write_whole if isinstance(what, str) else write_json)(path, what)
 
 @cache
 def log_once(what):

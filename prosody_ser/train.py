@@ -56,12 +56,14 @@ from .audio import hear_all
 from .audit import audit, summary
 from .backbones import encoder_config, return_freed_memory
 from .batches import SpeechDataset, perturbation_speeds
+from .confidence import usual_of
 from .config import DECODING_SETTINGS, ConfigError, TrainConfig, expand_path, unused_settings
 from .data import describe, emotion_names, read_manifest, rows_digest, write_manifest
 from .decoding import WordLM, check_lm, decoder_options
-from .evaluate import model_card, write_report
+from .evaluate import write_report
 from .evaluation import calibrate
 from .heads import class_weights, log_prior
+from .hub import model_card
 from .inference import CachedDataset, FeatureCache, cache_folder, predict, predict_emotions
 from .model import add_lora, create_model, load_checkpoint, save_pt
 from .parsing import from_parameters
@@ -384,23 +386,21 @@ def _refit(config, data, tokenizer, history):
     return history
 
 # %% ../nbs/09b_training.ipynb #c029
-def _set_temperature(folder, model, value):
-    "Give a model and its folder a temperature, in one step: whoever is killed leaves a whole file."
-    model.config.emotion_temperature = value
-    new = Path(folder)/"config.json.new"
-    model.config.to_json_file(new)
-    new.replace(Path(folder)/"config.json")
+def _set_confidence(folder, model, temperature, usual):
+    "Tell a model and its folder what they are sure by, in one step: whoever is killed leaves a whole file."
+    model.config.emotion_temperature, model.config.usual = temperature, usual
+    write_whole(Path(folder)/"config.json", model.config.to_json_string())
 
-def _calibrate_run(config, model, val, **how):
-    "Fit the temperature on validation with the model that has not learned these rows; what calibrate found."
+def _calibrate_run(config, model, data, **how):
+    "Fit on validation, with the model that has not learned these rows, how sure it is; what calibrate found."
     run = Run(config.save_dir)
     judge = load_checkpoint(run.selected_model) if config.refit else model
-    if config.feature_cache:
-        val = _cached_dataset(config, judge, val)         # the test hears the audio itself, as users will
-    found = calibrate(predict_emotions(judge, val, **how), val.emotions)
-    _set_temperature(run.best_model, model, found["temperature"])
+    val = _cached_dataset(config, judge, data["val"]) if config.feature_cache else data["val"]
+    logits, distances = predict_emotions(judge, val, **how)
+    found, usual = calibrate(logits, val.emotions), usual_of(distances, data["train"].seconds)
+    _set_confidence(run.best_model, model, found["temperature"], usual)
     if config.refit:
-        _set_temperature(run.selected_model, judge, found["temperature"])
+        _set_confidence(run.selected_model, judge, found["temperature"], usual)
     return found
 
 # %% ../nbs/09b_training.ipynb #test2
@@ -432,17 +432,16 @@ def _test(config, model, test, history, calibration, how):
     settings = {k: scores.settings[k] for k in settings}  # the calibration now has the test's error, too
     metrics = dict(scores)
     write_whole(run.summary, (run.test_folder/"summary.txt").read_bytes())
-    scored = f"Test set, {len(test)} utterances"
-    write_whole(run.model_card, model_card(config, test.names, metrics, scored))
+    write_whole(run.model_card, model_card(run))
     write_json(run.results_file, dict(metrics=metrics, settings=settings))         # last: the run is finished
     send_test(config, model, test, records, metrics, history["best"])
     return metrics
 
 # %% ../nbs/09b_training.ipynb #test4
-def _end_without_test(config, model, val, history):
+def _end_without_test(config):
     "Say that nothing was tested, and how it can be later."
-    run, scored = Run(config.save_dir), f"Validation, {len(val)} utterances, not tested"
-    write_whole(run.model_card, model_card(config, val.names, history["best"], scored))
+    run = Run(config.save_dir)
+    write_whole(run.model_card, model_card(run))
     close_trackers(config)
     log_main(f"no test set was given, so the model in {run.best_model} is not tested; "
              f"Run({str(run.folder)!r}).evaluate(...) or prosody-ser evaluate scores it later")
@@ -459,9 +458,9 @@ def _finish(config, data, history):
     model = load_checkpoint(run.best_model)
     how = dict(batch_size=config.batch_size, device="cuda" if torch.cuda.is_available() else "cpu",
                amp=config.use_amp, num_workers=config.num_workers)
-    calibration = _calibrate_run(config, model, data["val"], **how) if model.ser else None
+    calibration = _calibrate_run(config, model, data, **how) if model.ser else None
     save_pt(model, run.best_model_file)
-    if "test" not in data: return _end_without_test(config, model, data["val"], history)
+    if "test" not in data: return _end_without_test(config)
     return _test(config, model, data["test"], history, calibration, how)
 
 # %% ../nbs/09b_training.ipynb #job2

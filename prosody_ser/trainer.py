@@ -22,6 +22,7 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import ProgressCallback, TrainerState
 
 from prosody_ser.batches import (
+    DrawOne,
     DurationBatchSampler,
     SpeedPerturbSampler,
     batches_by_length,
@@ -37,7 +38,7 @@ from .evaluation import ctc_advice, score, write_predictions
 from .folder import check_in, leave_interrupts_to_main, numbers_only, swap_folder, write_json
 from .halves import InHalves
 from .inference import decode_batch, half_precision, to_records
-from .model import CheckpointError, Collator, DrawOne, merged_state
+from .model import CheckpointError, Collator, merged_state
 from .run import Run, history_from_log, log_main, log_once, write_history
 from .selection import choose, out_of_patience, skill, standard_error
 from .tracking import run_name, tracker_callbacks
@@ -371,8 +372,7 @@ class _KeepBest(_Checkpoints):
         if out_of_patience(lines, self.metric, self.config.early_stopping_patience):
             control.should_training_stop = True
         if state.is_world_process_zero:
-            due = monotonic() - self.drawn > 30           # a figure takes longer than a short validation
-            write_history(folder, history, due)
+            write_history(folder, history, due := monotonic() - self.drawn > 30)    # figures take long
             self.drawn = monotonic() if due else self.drawn
 
     def _save(self, folder, is_main_process):

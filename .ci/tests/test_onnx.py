@@ -48,7 +48,7 @@ def speech(seconds, seed=0):
 @pytest.fixture(scope="module", params=SMALL)
 def exported(request, made, tmp_path_factory):  # noqa: F811
     """A small random model of each family, whose CTC places words, in PyTorch and in ONNX."""
-    model = small_model(made, request.param, max_seconds=3.0, emotion_temperature=2.5, whisper_tail_seconds=0.5 if request.param == "whisper" else 0.0)
+    model = small_model(made, request.param, max_seconds=3.0, emotion_temperature=2.5, usual=dict(distance=1.0, seconds=0.2), whisper_tail_seconds=0.5 if request.param == "whisper" else 0.0)
     model.asr_nats.fill_(0.0)
     folder = tmp_path_factory.mktemp("onnx") / request.param
     about = export_onnx(model, folder)
@@ -69,11 +69,12 @@ def test_ragged_batch(exported):
     found = ours.encode(rows)
     assert [len(f["ser"]) for f in found] == lengths.tolist()
     padded = {t: torch.nn.utils.rnn.pad_sequence([torch.from_numpy(f[t]) for f in found], batch_first=True).numpy() for t in model.config.tasks}
-    emotion = ours._run("ser", padded["ser"], lengths.numpy())
+    emotion, distance = ours._run("ser", padded["ser"], lengths.numpy())
+    np.testing.assert_allclose(distance, out.emotion_distance, atol=1e-3, rtol=1e-3)
     np.testing.assert_allclose(emotion, out.emotion_logits, atol=1e-3)
     np.testing.assert_allclose(torch.tensor(emotion).softmax(-1), out.emotion_logits.softmax(-1), atol=1e-3)
-    tokens = ours._run("asr", padded["asr"])
-    words = ours._run("prosody", padded["prosody"], lengths.numpy(), out.spans.numpy())
+    tokens, = ours._run("asr", padded["asr"])
+    words, = ours._run("prosody", padded["prosody"], lengths.numpy(), out.spans.numpy())
     for i, n in enumerate(lengths.tolist()):
         np.testing.assert_allclose(tokens[i, :n], dense[i, :n], atol=1e-3)
         np.testing.assert_allclose(words[i, :1 + i % 2], out.prosody_logits[i, :1 + i % 2], atol=1e-3)
@@ -87,7 +88,7 @@ def test_answers(exported, seconds):
         wanted, found = dict(torchs(speech(seconds), words=words)), ours(speech(seconds), words=words)
         assert same(wanted, found), (words, wanted, found)
         assert json.loads(json.dumps(found)) == found
-    assert set(found) == {"seconds", "emotion", "probabilities", "transcript", "aligned", "alignment_score", "words"}
+    assert set(found) == {"seconds", "emotion", "probabilities", "unusual", "transcript", "aligned", "alignment_score", "words"}
 
 
 def test_batch_is_alone(exported):
