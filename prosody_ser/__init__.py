@@ -10,6 +10,36 @@ _API = {  # name -> its room; loaded when it is asked for, so that the import it
     "Predictor": "inference", "Run": "run", "runs": "ablation",
 }
 __all__ = list(_API)
+_ROOMS = _API | {"ProsodySERConfig": "model"}
+
+
+class _Registration:
+    """transformers' Auto classes know a saved model by its type once this package is imported, before them or
+    after: a name goes into their table when that is made, and what it stands for is loaded when it is used."""
+    table = "transformers.models.auto.configuration_auto"
+
+    def find_spec(self, name, path=None, target=None):
+        """Asked by the import system; the table's own loader, which then adds the name."""
+        if name != self.table: return None
+        from importlib.util import find_spec
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        fill = spec.loader.exec_module
+        spec.loader.exec_module = lambda module: (fill(module), self.register(module))
+        return spec
+
+    def register(self, module):
+        """Add the name; versions without such a table learn of the model from `import prosody_ser.model`."""
+        configs = getattr(module, "CONFIG_MAPPING", None)
+        if hasattr(configs, "_modules") and hasattr(configs, "_mapping"):
+            configs._modules["prosody_ser"] = sys.modules[__name__]
+            configs._mapping["prosody_ser"] = "ProsodySERConfig"
+
+
+if _Registration.table in sys.modules:
+    _Registration().register(sys.modules[_Registration.table])
+else:
+    sys.meta_path.insert(0, _Registration())
 
 
 def callable_module(function):
@@ -24,10 +54,10 @@ def callable_module(function):
 
 def __getattr__(name):
     """One of the names above."""
-    if name not in _API:
+    if name not in _ROOMS:
         raise AttributeError(f"module 'prosody_ser' has no attribute {name!r}; it offers {', '.join(_API)}.")
-    room = import_module(f"prosody_ser.{_API[name]}")
-    globals()[name] = value = room if name == _API[name] else getattr(room, name)
+    room = import_module(f"prosody_ser.{_ROOMS[name]}")
+    globals()[name] = value = room if name == _ROOMS[name] else getattr(room, name)
     return value
 
 

@@ -308,6 +308,22 @@ def _as_html(run):
     shown = [f"<h4>{title}</h4>{html}" for title, html in sections.items() if html]
     return show_html(f"<p>{escape(_as_text(run))}</p>", *shown).data
 
+# %% ../nbs/08_run.ipynb #facts2
+FACTS = "application/vnd.prosody-ser.run+json"   # the kind of a notebook's output that holds facts of a run
+
+def _facts_of_folder(folder):
+    "Settings and results of a finished run."
+    run = Run(folder)
+    settings, history = _read(run.settings_file), run.history
+    if not run.is_finished:
+        raise ConfigError(f"there is no {run.results_file.name} in {folder}: the run is not finished. "
+                          "Start it again with --resume")
+    try:
+        float(history["best"][history["metric"]])
+        return dict(settings=settings, metric=history["metric"], best=history["best"], test=run.metrics)
+    except (KeyError, TypeError) as e:
+        raise ConfigError(f"its results lack {e}: not written by this package, or changed since") from None
+
 # %% ../nbs/08_run.ipynb #runclass2
 class Run(_Checkpoints):
     "A run folder. Nothing is read before it is asked for, so a run that is still training can be looked at."
@@ -507,21 +523,6 @@ def plot_history(
     return figure
 
 # %% ../nbs/08_run.ipynb #c006
-FACTS = "application/vnd.prosody-ser.run+json"   # the kind of a notebook's output that holds facts of a run
-
-def _facts_of_folder(folder):
-    "Settings and results of a finished run."
-    run = Run(folder)
-    settings, history = _read(run.settings_file), run.history
-    if not run.is_finished:
-        raise ConfigError(f"there is no {run.results_file.name} in {folder}: the run is not finished. "
-                          "Start it again with --resume")
-    try:
-        float(history["best"][history["metric"]])
-        return dict(settings=settings, metric=history["metric"], best=history["best"], test=run.metrics)
-    except (KeyError, TypeError) as e:
-        raise ConfigError(f"its results lack {e}: not written by this package, or changed since") from None
-
 def _facts_of_notebook(path):
     "The facts among the outputs of an executed notebook."
     cells = [c for c in _read(path).get("cells", []) if c.get("cell_type") == "code"]
