@@ -34,6 +34,17 @@ def test_sidebar_names_every_page():
     assert sorted(named) == [p.name for p in pages()]
 
 
+def printed(page):
+    """What the cells of a page have printed."""
+    cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
+    return "".join("".join(o.get("text", o.get("traceback", []))) for c in cells for o in c.get("outputs", []))
+
+
+def test_no_page_shows_a_traceback():
+    """An object that cannot show itself prints one, and the page goes on."""
+    assert not [p.name for p in pages() if "Traceback" in printed(p)]
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """A copy of the checkout after `nbdev_docs`."""
