@@ -556,6 +556,7 @@ class ServeConfig(DecodingSettings):
     examples: str | None = setting(None, "folder of recordings to pick from", path=True)
     abstain: float = setting(0.0, "an emotion that is less probable than this is called unsure")
     max_mb: float = setting(50.0, "longest file that may be sent, in MB")
-    max_seconds: float = setting(60.0, "longest recording that is answered")
+    timeline_from: float = setting(20.0, "seconds; a longer recording is cut at its pauses, as a timeline")
+    max_seconds: float = setting(3600.0, "longest recording that is answered")
     queue: int = setting(30, "visitors that may wait; who comes then is asked to come later")
     device: str | None = setting(None, "cuda or cpu; default: a GPU if there is one", choices=["cuda", "cpu"])
