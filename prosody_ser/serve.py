@@ -66,15 +66,15 @@ class _Desk:
                  config): # ServeConfig
         model = load_checkpoint(config.checkpoint)
         decoder = decoder_options(config, model.processor.tokenizer)
-        self.predictor = Predictor(model, config.device, config.decode_method, config.abstain or None,
-                                   **decoder)
+        self.predictor = Predictor(model, config.device, config.decode_method,
+                                   config.abstain or None, **decoder)
         self.config, self.turn = config, threading.Lock()
 
     def hear(self,
              path,    # of a recording
              name):   # that its visitor knows it by
-        """What is said of a recording: a `Prediction`, or a `Timeline` of a long one; and what was mended or is
-        odd, in sentences. Raises `ManifestError` for a file that cannot be used, and for one too long."""
+        """What is said of a recording: a `Prediction`, or a `Timeline` of a long one; and what was
+        mended or is odd, in sentences. Raises `ManifestError` for a file that cannot be used, and for one too long."""
         with self.turn, warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             try:
@@ -89,9 +89,11 @@ class _Desk:
         with open_audio(path)[0] as file:
             seconds = file.frames / file.samplerate
         if seconds > most:
-            raise ManifestError(f"{path}: {seconds:.1f} s, and the longest that is answered here has {most:g} s. "
-                                "Cut it into parts, or use prosody-ser predict --timeline, which has no limit.")
-        return self.predictor.timeline(path) if seconds > self.config.timeline_from else self.predictor(path)
+            raise ManifestError(f"{path}: {seconds:.1f} s, and the longest that is answered here has "
+                                f"{most:g} s. Cut it into parts, or use prosody-ser predict --timeline, "
+                                "which has no limit.")
+        is_long = seconds > self.config.timeline_from
+        return self.predictor.timeline(path) if is_long else self.predictor(path)
 
 def _named(message, path, name):
     "A message about a file by the name that its visitor knows."
@@ -115,7 +117,8 @@ def _title(answer, name):
     if not answer.emotion: return f"<h3>{escape(name)}</h3>"
     note = f"{escape(name)}, {answer.seconds:.2f} s"
     if answer.emotion != answer.likeliest:
-        note += f": most likely {escape(answer.likeliest)}, with {_percent(answer.probabilities[answer.likeliest])}"
+        p = answer.probabilities[answer.likeliest]
+        note += f": most likely {escape(answer.likeliest)}, with {_percent(p)}"
     return f"<h3><b>{escape(answer.emotion)}</b> <small>{note}</small></h3>"
 
 # %% ../nbs/14_serve.ipynb #wave
@@ -170,8 +173,9 @@ def _links(stem, **texts):  # stem of the files; ending -> text
 def _answer_html(answer, notes, name, abstain):
     "An answer on the page: what it is, what is odd about it, downloads."
     record = _record(answer, notes, name)
-    odd = [f"This recording is unusual: {record['unusual']}. What is said of it may well be wrong."]
-    told = "".join(f'<p class="warn">{escape(note)}</p>' for note in notes + odd * bool(record.get("unusual")))
+    odd = record.get("unusual")
+    odd = [f"This recording is unusual: {odd}. What is said of it may well be wrong."] if odd else []
+    told = "".join(f'<p class="warn">{escape(note)}</p>' for note in [*notes, *odd])
     links = _links(Path(name).stem, json=to_json(record, ensure_ascii=False, indent=1) + "\n",
                    csv=to_csv([record]), TextGrid=to_textgrid(record))
     title, body = _long_html(answer, name) if "utterances" in record else _short_html(answer, name, abstain)
@@ -198,11 +202,11 @@ def _long_html(found, name):  # Timeline
              f"speech in {_percent(summary['speech'])} of it</small></h3>")
     bars = _chances(summary.get("emotions"))
     bars += '<p class="note">how much of the speech each emotion has</p>' if bars else ""
-    note = "click a row to hear it" if player else f"over {_PLAYED // 60} minutes, a recording has no player here"
+    note = "click a row to hear it" if player else f"over {_PLAYED // 60} minutes there is no player"
     rows = "".join(_utterance(u, player) for u in found)
-    head = "".join(f"<th>{title}</th>" for title in ("start", "emotion", "words"))
-    table = (f'<p class="note">{note}</p><div class="rows" tabindex="0"><table class="many"><thead><tr>{head}</tr>'
-             f"</thead><tbody>{rows}</tbody></table></div>") if rows else ""
+    head = "".join(f"<th>{name}</th>" for name in ("start", "emotion", "words"))
+    table = (f'<p class="note">{note}</p><div class="rows" tabindex="0"><table class="many"><thead><tr>{head}'
+             f"</tr></thead><tbody>{rows}</tbody></table></div>") if rows else ""
     return title, f'{bars}<div class="strip" tabindex="0">{found.picture_html()}</div>{player}{table}'
 
 def _utterance(u, player):
@@ -230,7 +234,8 @@ def _said(answer):
 
 def _noted(html, answer):
     "HTML, and below it what is odd about an answer."
-    odd = [f"unusual: {answer['unusual']}"] * bool(answer.get("unusual")) + [answer["notes"]] * ("notes" in answer)
+    odd = [f"unusual: {answer['unusual']}"] if answer.get("unusual") else []
+    odd += [answer["notes"]] if "notes" in answer else []
     return html + "".join(f"<br><small>{escape(note)}</small>" for note in odd)
 
 # %% ../nbs/14_serve.ipynb #many
@@ -239,14 +244,15 @@ def _row(name, record):
     first = f"<td>{escape(name)}</td>"
     if "error" in record:
         return f'<tr>{first}<td colspan="3">{escape(record["error"].removeprefix(f"{name}: "))}</td></tr>'
-    said = _sums(record["summary"]) if "utterances" in record else (_emotion(record), _said(record))
-    cells = f"{record['seconds']:.2f}", said[0], _noted(said[1], record)
+    is_long = "utterances" in record
+    emotion, said = _sums(record["summary"]) if is_long else (_emotion(record), _said(record))
+    cells = f"{record['seconds']:.2f}", emotion, _noted(said, record)
     return f"<tr>{first}{''.join(f'<td>{c}</td>' for c in cells)}</tr>"
 
 def _sums(summary):
     "The emotion that has most of the speech, and how many utterances there are."
-    largest = [f"{escape(k)}, {_percent(v)} of the speech" for k, v in summary.get("emotions", {}).items()][:1]
-    return "".join(largest), f"{summary['utterances']} utterances"
+    shares = [f"{escape(k)}, {_percent(v)} of the speech" for k, v in summary.get("emotions", {}).items()]
+    return "".join(shares[:1]), f"{summary['utterances']} utterances"
 
 def _many_html(records, total):
     "The table of those that are done; while it grows, its end."
@@ -382,7 +388,9 @@ _NO_MICROPHONE = """if (!window.isSecureContext) element.querySelector(".insecur
 
 def _head_html(config):
     "What the page is, and what becomes of a recording."
-    limits = f"Recordings up to {config.max_seconds:g} s and {config.max_mb:g} MB"
+    most = config.max_seconds
+    most = f"{most / 60:g} minutes" if most >= 120 else f"{most:g} s"
+    limits = f"Recordings up to {most} and {config.max_mb:g} MB"
     if config.timeline_from < config.max_seconds:
         limits += f"; over {config.timeline_from:g} s with an answer for each utterance"
     return _styled(

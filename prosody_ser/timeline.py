@@ -287,8 +287,25 @@ def _draw_words(ax, parts, a, b):
             n += 1
 
 
+# %% ../nbs/06g_timeline.ipynb #htmlcode0
+class _Shown(_Drawn):
+    "Part of `Timeline`: what a page shows of it."
+    def picture_html(self) -> str:
+        "The plot, inside an image."
+        save_figure(self.plot(), file := io.BytesIO(), 90)
+        about = f"Waveform of {self.seconds:.0f} s, and under it the probabilities of the emotions over time"
+        return f'<img alt="{about}" src="data:image/png;base64,{b64encode(file.getvalue()).decode()}">'
+
+    def player_html(self,
+                    longest=60): # seconds of a recording that is put into a page
+        "A player of the recording; empty for one that is longer."
+        from prosody_ser.evaluate import sound_html  # here: training needs no page
+        if self.seconds > longest: return ""
+        form = "MP3" if "MP3" in sf.available_formats() else "FLAC"
+        return sound_html(self.fetch(self.start, self.start + self.seconds), form)
+
 # %% ../nbs/06g_timeline.ipynb #htmlcode
-class Timeline(_Drawn):
+class Timeline(_Shown):
     "What a model makes of a long recording: a list of a `Prediction` for each utterance, with start and end."
     @classmethod
     def of(cls,
@@ -316,20 +333,6 @@ class Timeline(_Drawn):
             name = getattr(audio, "audio_filepath", audio if isinstance(audio, str | Path) else "audio")
             warnings.warn(f"{name}: no speech is found in it.", stacklevel=2)
         return cls(parts, stream.start, stream.seconds, envelope, fetch)
-
-    def picture_html(self) -> str:
-        "The plot, inside an image."
-        save_figure(self.plot(), file := io.BytesIO(), 90)
-        about = f"Waveform of {self.seconds:.0f} s, and under it the probabilities of the emotions over time"
-        return f'<img alt="{about}" src="data:image/png;base64,{b64encode(file.getvalue()).decode()}">'
-
-    def player_html(self,
-                    longest=60): # seconds of a recording that is put into a page
-        "A player of the recording; empty for one that is longer."
-        from prosody_ser.evaluate import sound_html  # here: training needs no page
-        if self.seconds > longest: return ""
-        form = "MP3" if "MP3" in sf.available_formats() else "FLAC"
-        return sound_html(self.fetch(self.start, self.start + self.seconds), form)
 
     def _repr_html_(self):
         from prosody_ser.evaluate import show_html, table_html
