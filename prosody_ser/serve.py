@@ -73,9 +73,8 @@ class _Desk:
     def hear(self,
              path,    # of a recording
              name):   # that its visitor knows it by
-        """What is said of a recording: a `Prediction`, or a `Timeline` of a long one; and what was
-        mended or is odd, in sentences. Raises `ManifestError` for a file that cannot be used, and for one
-        that is too long."""
+        """What is said of a recording, a `Prediction`, or a `Timeline` of a long one; and what was mended or
+        is odd, in sentences. Raises `ManifestError` for a file that cannot be used, and for one too long."""
         with self.turn, warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             try:
