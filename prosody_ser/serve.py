@@ -22,10 +22,10 @@ from socket import gethostname
 
 import numpy as np
 
-from .audio import SAMPLING_RATE, load_audio
 from .config import ConfigError
 from .decoding import decoder_options
 from .evaluate import sound_html
+from .files import open_audio
 from .folder import to_json
 from .formats import to_csv, to_textgrid
 from .inference import Predictor
@@ -66,14 +66,15 @@ class _Desk:
                  config): # ServeConfig
         model = load_checkpoint(config.checkpoint)
         decoder = decoder_options(config, model.processor.tokenizer)
-        self.predictor = Predictor(model, config.device, config.decode_method, **decoder)
+        self.predictor = Predictor(model, config.device, config.decode_method,
+                                   config.abstain or None, **decoder)
         self.config, self.turn = config, threading.Lock()
 
     def hear(self,
              path,    # of a recording
              name):   # that its visitor knows it by
-        """What is said of a recording: the `Prediction`, and what was mended or is odd, in sentences.
-        Raises `ManifestError` for a file that cannot be used, and for a long one."""
+        """What is said of a recording, a `Prediction`, or a `Timeline` of a long one; and what was mended or
+        is odd, in sentences. Raises `ManifestError` for a file that cannot be used, and for one too long."""
         with self.turn, warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             try:
@@ -83,16 +84,16 @@ class _Desk:
         return answer, list(dict.fromkeys(_named(w.message, path, name) for w in told))
 
     def _answer(self, path):
-        "The answer to a file; a long one is refused here, before all of it is decoded."
+        "The answer to a file; one that is too long is refused by what its header says."
         most = self.config.max_seconds
-        samples = load_audio(path, most=most + 1)
-        if len(samples) > most * SAMPLING_RATE:
-            raise ManifestError(f"{path}: longer than {most:g} s, over which one emotion says little. Cut it "
-                                "into sentences, or into utterances between pauses.")
-        answer = self.predictor(samples)
-        if answer.emotion and answer.probabilities[answer.emotion] < self.config.abstain:
-            answer["emotion"] = "unsure"
-        return answer
+        with open_audio(path)[0] as file:
+            seconds = file.frames / file.samplerate
+        if seconds > most:
+            raise ManifestError(f"{path}: {seconds:.1f} s, and the longest that is answered here has "
+                                f"{most:g} s. Cut it into parts, or use prosody-ser predict --timeline, "
+                                "which has no limit.")
+        is_long = seconds > self.config.timeline_from
+        return self.predictor.timeline(path) if is_long else self.predictor(path)
 
 def _named(message, path, name):
     "A message about a file by the name that its visitor knows."
@@ -102,21 +103,22 @@ def _named(message, path, name):
 def _percent(p, space=" "):
     return f"{100 * p:.0f}{space}%"
 
-def _chances(answer, abstain):
+def _chances(chances, abstain=0):
     "A bar for each emotion, the likeliest first, and the line below which the answer is unsure."
-    chances = sorted((answer.probabilities or {}).items(), key=lambda x: -x[1])
+    chances = sorted((chances or {}).items(), key=lambda x: -x[1])
     bars = (f'<span>{escape(name)}</span><i style="--p:{_percent(p, "")}"{" class=first" * (k == 0)}></i>'
             f"<b>{_percent(p)}</b>" for k, (name, p) in enumerate(chances))
     line = f' style="--line-at:{_percent(abstain, "")}"' if abstain else ""
     note = f'<p class="note">an emotion below the dashed line, {100 * abstain:g} %, is not named</p>'
     return f'<div class="chances"{line}>{"".join(bars)}</div>{note if abstain else ""}' if chances else ""
 
-def _title(answer, name, abstain):
+def _title(answer, name):
     "The answer in a line."
     if not answer.emotion: return f"<h3>{escape(name)}</h3>"
-    likeliest, p = max(answer.probabilities.items(), key=lambda x: x[1])
     note = f"{escape(name)}, {answer.seconds:.2f} s"
-    note += f": most likely {escape(likeliest)}, with {_percent(p)}" if p < abstain else ""
+    if answer.emotion != answer.likeliest:
+        p = answer.probabilities[answer.likeliest]
+        note += f": most likely {escape(answer.likeliest)}, with {_percent(p)}"
     return f"<h3><b>{escape(answer.emotion)}</b> <small>{note}</small></h3>"
 
 # %% ../nbs/14_serve.ipynb #wave
@@ -169,13 +171,20 @@ def _links(stem, **texts):  # stem of the files; ending -> text
     return f'<p class="save">save as {"".join(link(*x) for x in texts.items())}</p>'
 
 def _answer_html(answer, notes, name, abstain):
-    "An answer on the page: emotion, waveform, words, downloads."
+    "An answer on the page: what it is, what is odd about it, downloads."
     record = _record(answer, notes, name)
-    told = "".join(f'<p class="warn">{escape(note)}</p>' for note in notes)
+    odd = record.get("unusual")
+    odd = [f"This recording is unusual: {odd}. What is said of it may well be wrong."] if odd else []
+    told = "".join(f'<p class="warn">{escape(note)}</p>' for note in [*notes, *odd])
     links = _links(Path(name).stem, json=to_json(record, ensure_ascii=False, indent=1) + "\n",
                    csv=to_csv([record]), TextGrid=to_textgrid(record))
-    return _styled(f'<div class="answer">{_title(answer, name, abstain)}{told}{_chances(answer, abstain)}'
-                   f"{_wave(answer)}{sound_html(answer.samples)}{_words(answer)}{links}</div>")
+    title, body = _long_html(answer, name) if "utterances" in record else _short_html(answer, name, abstain)
+    return _styled(f'<div class="answer">{title}{told}{body}{links}</div>')
+
+def _short_html(answer, name, abstain):
+    "The title of a `Prediction`; and emotion, waveform, words."
+    body = _chances(answer.probabilities, abstain), _wave(answer), sound_html(answer.samples), _words(answer)
+    return _title(answer, name), "".join(body)
 
 def _styled(html):
     return f'<div class="pser">{html}</div>'
@@ -183,19 +192,67 @@ def _styled(html):
 def _sorry(sentence):
     return _styled(f'<p class="warn">{escape(sentence)}</p>')
 
+# %% ../nbs/14_serve.ipynb #long
+_PLAYED = 600                            # seconds: a longer recording makes a page heavy
+
+def _long_html(found, name):  # Timeline
+    "The title of a `Timeline`; and the share of each emotion, the strip, the sound, a row an utterance."
+    summary, player = found.summary, found.player_html(_PLAYED)
+    title = (f"<h3><b>{summary['utterances']} utterances</b> <small>{escape(name)}, {_clock(found.seconds)}, "
+             f"speech in {_percent(summary['speech'])} of it</small></h3>")
+    bars = _chances(summary.get("emotions"))
+    bars += '<p class="note">how much of the speech each emotion has</p>' if bars else ""
+    note = "click a row to hear it" if player else f"over {_PLAYED // 60} minutes there is no player"
+    rows = "".join(_utterance(u, player) for u in found)
+    head = "".join(f"<th>{name}</th>" for name in ("start", "emotion", "words"))
+    table = (f'<p class="note">{note}</p><div class="rows" tabindex="0"><table class="many"><thead><tr>{head}'
+             f"</tr></thead><tbody>{rows}</tbody></table></div>") if rows else ""
+    return title, f'{bars}<div class="strip" tabindex="0">{found.picture_html()}</div>{player}{table}'
+
+def _utterance(u, player):
+    "A row; where there is a player a click plays it."
+    at, start = f' data-from="{u.start}" data-to="{u.end}"' if player else "", _clock(u.start)
+    start = f"<button>{start}</button>" if player else start
+    return f"<tr{at}><td>{start}</td><td>{_emotion(u)}</td><td>{_noted(_said(u), u)}</td></tr>"
+
+def _clock(seconds):
+    "Minutes and seconds, such as 1:07.5."
+    tenths = round(10 * seconds)
+    return f"{tenths // 600}:{tenths % 600 / 10:04.1f}"
+
+def _emotion(answer):
+    "The emotion and its probability; of one that is unsure, the likeliest."
+    if not answer.get("emotion"): return ""
+    likeliest, p = max(answer["probabilities"].items(), key=lambda x: x[1])
+    unsure = f"{answer['emotion']}: " if answer["emotion"] != likeliest else ""
+    return f"{escape(unsure + likeliest)}, {_percent(p)}"
+
+def _said(answer):
+    "The words, prominent ones bold."
+    return " ".join(f"<b>{escape(w['word'])}</b>" if w.get("prominent") else escape(w["word"])
+                    for w in answer.get("words") or [])
+
+def _noted(html, answer):
+    "HTML, and below it what is odd about an answer."
+    odd = [f"unusual: {answer['unusual']}"] if answer.get("unusual") else []
+    odd += [answer["notes"]] if "notes" in answer else []
+    return html + "".join(f"<br><small>{escape(note)}</small>" for note in odd)
+
 # %% ../nbs/14_serve.ipynb #many
 def _row(name, record):
     "An answer, or why there is none, as a row: name, seconds, emotion, transcript with prominent words bold."
     first = f"<td>{escape(name)}</td>"
     if "error" in record:
         return f'<tr>{first}<td colspan="3">{escape(record["error"].removeprefix(f"{name}: "))}</td></tr>'
-    words = (f"<b>{escape(w['word'])}</b>" if w.get("prominent") else escape(w["word"])
-             for w in record.get("words") or [])
-    chance = _percent(max((record.get("probabilities") or {"": 0}).values()))
-    emotion = f"{escape(record['emotion'])}, {chance}" if record.get("emotion") else ""
-    note = f"<br><small>{escape(record['notes'])}</small>" if "notes" in record else ""
-    cells = f"{record['seconds']:.2f}", emotion, " ".join(words) + note
+    is_long = "utterances" in record
+    emotion, said = _sums(record["summary"]) if is_long else (_emotion(record), _said(record))
+    cells = f"{record['seconds']:.2f}", emotion, _noted(said, record)
     return f"<tr>{first}{''.join(f'<td>{c}</td>' for c in cells)}</tr>"
+
+def _sums(summary):
+    "The emotion that has most of the speech, and how many utterances there are."
+    shares = [f"{escape(k)}, {_percent(v)} of the speech" for k, v in summary.get("emotions", {}).items()]
+    return "".join(shares[:1]), f"{summary['utterances']} utterances"
 
 def _many_html(records, total):
     "The table of those that are done; while it grows, its end."
@@ -318,7 +375,8 @@ def _api_html(url, locked):
     def block(text):
         return f"<pre>{escape(text).replace(escape(url), f'<span class=url>{escape(url)}</span>')}</pre>"
     about = ("<p>The answer is that of <code>prosody-ser predict</code>, as JSON: emotion, probabilities, "
-             "transcript, and words with start, end and prominence.</p>")
+             "transcript, and words with start, end and prominence; of a long recording a "
+             "summary, and all of this for each of its utterances.</p>")
     return _styled(f"{about}<p><b>Python</b> (<code>pip install gradio_client</code>)</p>{block(python)}"
                    f"<p><b>Shell</b> (curl)</p>{block(curl)}")
 
@@ -330,7 +388,11 @@ _NO_MICROPHONE = """if (!window.isSecureContext) element.querySelector(".insecur
 
 def _head_html(config):
     "What the page is, and what becomes of a recording."
-    limits = f"Recordings up to {config.max_seconds:g} s and {config.max_mb:g} MB"
+    most = config.max_seconds
+    most = f"{most / 60:g} minutes" if most >= 120 else f"{most:g} s"
+    limits = f"Recordings up to {most} and {config.max_mb:g} MB"
+    if config.timeline_from < config.max_seconds:
+        limits += f"; over {config.timeline_from:g} s with an answer for each utterance"
     return _styled(
         "<h1>What is said, and how</h1><p>Emotion, words, and which of them are prominent.</p>"
         f'<p class="note">{limits}. Each is deleted as soon as it is answered.</p>'

@@ -287,8 +287,25 @@ def _draw_words(ax, parts, a, b):
             n += 1
 
 
+# %% ../nbs/06g_timeline.ipynb #htmlcode0
+class _Shown(_Drawn):
+    "Part of `Timeline`: what a page shows of it."
+    def picture_html(self) -> str:
+        "The plot, inside an image."
+        save_figure(self.plot(), file := io.BytesIO(), 90)
+        about = f"Waveform of {self.seconds:.0f} s, and under it the probabilities of the emotions over time"
+        return f'<img alt="{about}" src="data:image/png;base64,{b64encode(file.getvalue()).decode()}">'
+
+    def player_html(self,
+                    longest=60): # seconds of a recording that is put into a page
+        "A player of the recording; empty for one that is longer."
+        from prosody_ser.evaluate import sound_html  # here: training needs no page
+        if self.seconds > longest: return ""
+        form = "MP3" if "MP3" in sf.available_formats() else "FLAC"
+        return sound_html(self.fetch(self.start, self.start + self.seconds), form)
+
 # %% ../nbs/06g_timeline.ipynb #htmlcode
-class Timeline(_Drawn):
+class Timeline(_Shown):
     "What a model makes of a long recording: a list of a `Prediction` for each utterance, with start and end."
     @classmethod
     def of(cls,
@@ -318,13 +335,7 @@ class Timeline(_Drawn):
         return cls(parts, stream.start, stream.seconds, envelope, fetch)
 
     def _repr_html_(self):
-        from prosody_ser.evaluate import show_html, sound_html, table_html  # here: training needs no page
-
-        save_figure(self.plot(), file := io.BytesIO(), 90)
-        picture = f'<img src="data:image/png;base64,{b64encode(file.getvalue()).decode()}">'
-        end = self.start + self.seconds
-        form = "MP3" if "MP3" in sf.available_formats() else "FLAC"
-        player = sound_html(self.fetch(self.start, end), form) if self.seconds <= 60 else ""
+        from prosody_ser.evaluate import show_html, table_html
         facts = dict(self.summary)
         shares = {f"{k}, of the speech": f"{100 * v:.0f} %" for k, v in facts.pop("emotions", {}).items()}
         facts["speech"] = f"{100 * facts['speech']:.0f} %"
@@ -332,5 +343,5 @@ class Timeline(_Drawn):
         rows += [["...", "", "", f"and {len(self) - 200} more"]] * (len(self) > 200)
         summary = table_html([*facts, *shares], [[*facts.values(), *shares.values()]])
         columns = ["start", "end", "emotion", "transcript"]
-        return show_html(summary, picture, player, table_html(columns, rows)).data
+        return show_html(summary, self.picture_html(), self.player_html(), table_html(columns, rows)).data
 

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,10 +25,12 @@ import torch
 from conftest import ROOT
 
 from prosody_ser.config import ConfigError, ServeConfig
-from prosody_ser.formats import to_textgrid
+from prosody_ser.formats import to_csv, to_textgrid
 from prosody_ser.inference import Prediction, Predictor
 from prosody_ser.model import create_model
-from prosody_ser.serve import _answer_html, _credentials, _many_html
+from prosody_ser.serve import _answer_html, _credentials, _Desk, _many_html
+from prosody_ser.text import ManifestError
+from prosody_ser.timeline import Timeline
 from prosody_ser.tokenizer import SentencePieceTokenizer
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
@@ -55,6 +58,19 @@ def speech(path, seconds=1.0, pitch=200, rate=16000):
     return path
 
 
+def talk(path, folder, seconds=40):
+    """The recordings of a folder one after the other, a second apart, in a hissing room."""
+    joined = np.random.default_rng(0).normal(size=16000 * seconds) * 0.0005
+    at = 8000
+    for x in (sf.read(p)[0] for p in sorted(folder.glob("*.wav")) * 9):
+        if at + len(x) > len(joined):
+            break
+        joined[at:at + len(x)] += x * (1 - np.linspace(-1, 1, len(x)) ** 8)
+        at += len(x) + 16000
+    sf.write(path, joined, 16000)
+    return path
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with a model that places words, and recordings."""
@@ -69,9 +85,10 @@ def place(tmp_path_factory):
         speech(folder / f"examples/{i}.wav", 1 + i / 10, 120 + 40 * i)
     shutil.copy(folder / "examples/3.wav", folder / "recording.wav")
     speech(folder / "<img src=x>.wav", 1.2, 300)
-    speech(folder / "long.wav", 7.5)
+    sf.write(folder / "hour.flac", np.zeros(3601 * 8000), 8000)
     sf.write(folder / "silent.wav", np.zeros(16000), 16000)
     speech(folder / "large.wav", 40)
+    talk(folder / "talk.flac", folder / "examples")
     (folder / "notes.wav").write_text("no sound at all")
     (folder / "sitecustomize.py").write_text(SENTINEL)
     return folder
@@ -79,7 +96,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def predictor(place):
-    return Predictor(place / "model", "cpu", "greedy")
+    return Predictor(place / "model", "cpu", "greedy", abstain=0.55)
 
 
 @contextmanager
@@ -110,7 +127,7 @@ def serving(place, *argv, **env):
 
 @pytest.fixture(scope="module")
 def page_server(place):
-    with serving(place, "--examples", place / "examples", "--max_seconds", 6, "--max_mb", 1, "--abstain", 0.55) as found:
+    with serving(place, "--examples", place / "examples", "--timeline_from", 6, "--max_seconds", 45, "--max_mb", 1, "--abstain", 0.55) as found:
         yield found
 
 
@@ -118,7 +135,7 @@ def page_server(place):
 def locked_server(place):
     (place / "password").write_text("ama:kɔ:fie\n", encoding="utf-8")
     proxy = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")                # of an institute: it does not lead here
-    with serving(place, "--auth", f"@{place / 'password'}", "--queue", 1, **proxy) as found:
+    with serving(place, "--auth", f"@{place / 'password'}", "--queue", 1, "--timeline_from", 60, **proxy) as found:
         yield found
 
 
@@ -192,6 +209,55 @@ def test_html_of_an_answer():
     assert "&lt;i&gt;silent" in _many_html(some, 21) and ">11.wav<" not in _many_html(some, 21) and "answers.csv" not in _many_html(some, 21) and ">0.wav<" in _many_html(some, 20)
 
 
+def test_unsure_and_unusual():
+    """An answer that is unsure names the likeliest; what is unusual is a warning on the page, and a note in the table."""
+    odd = ANSWER | dict(emotion="unsure", likeliest="<i>joy", unusual="clipped, <u>")
+    page = _answer_html(Prediction(odd, ANSWER.samples), [], "a.wav", 0.8)
+    assert "<b>unsure</b>" in page and "most likely &lt;i&gt;joy, with 70 %" in page and '<p class="warn">This recording is unusual: clipped, &lt;u&gt;.' in page
+    table = _many_html([dict(audio_filepath="a.wav") | odd], 1)
+    assert "unsure: &lt;i&gt;joy, 70 %" in table and "unusual: clipped, &lt;u&gt;" in table and "<u>" not in table
+    usual = ANSWER | dict(unusual=None)
+    assert "most likely" not in (page := _answer_html(Prediction(usual, ANSWER.samples), [], "a.wav", 0.5)) and "unusual" not in page
+
+
+def test_desk(place, tmp_path):
+    """Short, long, too long: by the length alone, of which no more is decoded than is answered; the answers are the Predictor's."""
+    def desk(**more): return _Desk(ServeConfig(checkpoint=str(place / "model"), device="cpu", decode_method="greedy", **more))
+    speech(tmp_path / "20.wav", 20)
+    speech(tmp_path / "21.wav", 20.01)
+    short, long = (desk().hear(tmp_path / f"{n}.wav", "a.wav")[0] for n in (20, 21))
+    assert type(short) is Prediction and type(long) is Timeline and "likeliest" not in short
+    unsure = desk(abstain=1.0, timeline_from=19).hear(tmp_path / "20.wav", "a.wav")[0]
+    assert list(unsure.summary["emotions"])[0] == "unsure" and all(u.emotion == "unsure" and u.likeliest != "unsure" for u in unsure)
+    sf.write(tmp_path / "silent.wav", np.zeros(30 * 16000), 16000)
+    silent, notes = desk().hear(tmp_path / "silent.wav", "a.wav")
+    assert not silent and notes == ["a.wav: no speech is found in it."]
+    page = _answer_html(silent, notes, "a.wav", 0)
+    assert "<b>0 utterances</b>" in page and "no speech is found" in page and "<table" not in page
+    tracemalloc.start()
+    with pytest.raises(ManifestError, match="^a.flac: 3601.0 s, and the longest that is answered here has 3600 s"):
+        desk().hear(place / "hour.flac", "a.flac")
+    assert tracemalloc.get_traced_memory()[1] < 30e6                    # of the model; the samples would be 115 MB
+    tracemalloc.stop()
+
+
+def test_html_of_a_timeline(place):
+    """Every text is escaped; a row plays itself, where there is a player; the table of many has the largest share."""
+    class Odd:
+        def many(self, samples, batch_size):
+            yield from (Prediction(ANSWER | dict(seconds=round(len(x) / 16000, 3), unusual="<s>"), x) for x in samples)
+    found = Timeline.of(Odd(), place / "talk.flac")
+    page = _answer_html(found, ["<s>odd"], "<b>.flac", 0)
+    assert not [tag for tag in ("<i>joy", "<u>me", "<s>", "<b>.") if tag in page] and "100 %" in page and "<b>&lt;u&gt;me</b> fie" in page
+    assert page.count("<tr data-from") == page.count("<td><button>") == len(found) > 10 and f'data-from="{found[1].start}" data-to="{found[1].end}"' in page
+    assert page.count("<audio") == 1 and 'alt="Waveform of 40 s, ' in page and "unusual: &lt;s&gt;" in page
+    found.seconds = 601                                                 # over ten minutes
+    page = _answer_html(found, [], "a.flac", 0)
+    assert "<audio" not in page and "data-from" not in page and "<button" not in page and "there is no player" in page
+    table = _many_html([dict(audio_filepath="a.flac", notes="<s>") | found.to_dict()], 1)
+    assert f"<td>&lt;i&gt;joy, 100 % of the speech</td><td>{len(found)} utterances<br><small>&lt;s&gt;</small>" in table
+
+
 def test_who_may_come(monkeypatch, tmp_path, command):
     """Others than this machine only with a password, which is never printed; it may come from a file or the environment."""
     def config(**more): return ServeConfig(checkpoint="m", **more)
@@ -253,12 +319,12 @@ def test_upload(browser, page_server, place, predictor):
         page.wait_for_selector(".answer")
         assert page.locator(".spoken .timed").all_inner_texts() == [w["word"] for w in wanted.words] and wanted.words
         likeliest, p = max(wanted.probabilities.items(), key=lambda x: x[1])
-        assert page.inner_text("h3 b") == ("unsure" if p < 0.55 else likeliest)
+        assert wanted.emotion == ("unsure" if p < 0.55 else likeliest) == page.inner_text("h3 b") and wanted.likeliest == likeliest
         assert page.locator(".chances span").first.inner_text() == likeliest and page.locator(".chances b").first.inner_text() == f"{100 * p:.0f} %"
         assert "below the dashed line, 55 %" in page.inner_text(".answer")
         shot(page, "upload")
         name, text = downloaded(page, "json")
-        record = dict(audio_filepath="recording.wav") | wanted | (dict(emotion="unsure") if p < 0.55 else {})
+        record = dict(audio_filepath="recording.wav") | wanted
         assert name == "recording.json" and json.loads(text) == as_json(record)
         assert downloaded(page, "TextGrid") == ("recording.TextGrid", to_textgrid(record))
         name, text = downloaded(page, "csv")
@@ -277,6 +343,45 @@ def test_upload(browser, page_server, place, predictor):
         page.get_by_label("Or pick an example").click()
         page.get_by_role("option", name="7.wav").click()
         page.wait_for_selector("h3 small:has-text('7.wav, 1.70 s')")
+    assert not kept(folder)
+
+
+@in_browser
+def test_long(browser, page_server, place, predictor):
+    """A timeline: bars, strip, rows; a row plays itself and no more; what is saved is the timeline; it fits a phone; nothing is kept."""
+    address, folder = page_server
+    wanted = predictor.timeline(place / "talk.flac")
+    with opened(browser, address) as page:
+        upload(page, place / "talk.flac")
+        page.wait_for_selector(".answer")
+        assert page.inner_text("h3 b") == f"{len(wanted)} utterances" and "talk.flac, 0:40.0, speech in " in page.inner_text("h3 small")
+        shares = [*wanted.summary["emotions"].items()]
+        assert page.locator(".chances span").all_inner_texts() == [k for k, _ in shares] and page.locator(".chances b").first.inner_text() == f"{100 * shares[0][1]:.0f} %"
+        assert page.locator(".strip img").evaluate("i => i.naturalWidth") == 1080 and page.locator(".strip img").get_attribute("alt")
+        for width in (390, 1100):
+            page.set_viewport_size(dict(width=width, height=900))
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            shot(page, f"timeline_{width}")
+        rows = page.locator("tr[data-from]")
+        assert rows.count() == len(wanted) > 10 and rows.locator("button").all_inner_texts() == [f"0:{u.start:04.1f}" for u in wanted]
+        assert rows.first.locator("b").all_inner_texts() == [w["word"] for w in wanted[0].words if w["prominent"]]
+        page.evaluate("""() => { const a = document.querySelector('audio'); window.heard = [];
+            a.addEventListener('timeupdate', () => heard.push(a.currentTime)); a.addEventListener('pause', () => heard.push('pause')); }""")
+        rows.nth(1).locator("td").last.click()
+        page.wait_for_selector("tr.now")
+        page.wait_for_function("heard.includes('pause')")
+        times = [t for t in page.evaluate("heard") if t != "pause"]
+        assert wanted[1].start - 0.05 <= min(times) and wanted[1].end - 0.1 <= max(times) <= wanted[1].end + 0.25, (wanted[1], times)
+        assert abs(page.evaluate("document.querySelector('audio').duration") - 40) < 0.2
+        record = dict(audio_filepath="talk.flac") | wanted.to_dict()
+        name, text = downloaded(page, "json")
+        assert name == "talk.json" and json.loads(text) == as_json(record)
+        assert downloaded(page, "TextGrid") == ("talk.TextGrid", to_textgrid(record)) and downloaded(page, "csv") == ("talk.csv", to_csv([record]))
+        page.get_by_role("tab", name="Many").click()
+        upload(page, place / "recording.wav", place / "talk.flac")
+        page.wait_for_selector("text=2 of 2 done")
+        assert page.locator(".many tr").last.locator("td").all_inner_texts() == ["talk.flac", "40.00", f"{shares[0][0]}, {100 * shares[0][1]:.0f} % of the speech", f"{len(wanted)} utterances"]
+        assert len(list(csv.DictReader(io.StringIO(downloaded(page, "csv")[1])))) == 1 + len(wanted)
     assert not kept(folder)
 
 
@@ -308,8 +413,9 @@ def test_odd_files(browser, page_server, place):
         upload(page, place / "notes.wav")
         page.wait_for_selector(".warn:has-text('notes.wav: cannot be decoded: text, not sound')")
         assert not page.locator(".answer").count()
-        upload(page, place / "long.wav")
-        page.wait_for_selector(".warn:has-text('long.wav: longer than 6 s')")
+        upload(page, place / "hour.flac")
+        page.wait_for_selector(".warn:has-text('hour.flac: 3601.0 s, and the longest that is answered here has 45 s. Cut it into parts')")
+        assert not page.locator(".answer").count()
         upload(page, place / "silent.wav")
         page.wait_for_selector(".answer .warn:has-text('silent; what is predicted of it says nothing')")
         assert "silent" in json.loads(downloaded(page, "json")[1])["notes"]
@@ -387,6 +493,19 @@ def test_ten_clients(page_server, place, predictor):
         found = [*pool.map(ask, paths)]
     for path, f, w in zip(paths, found, wanted, strict=True):
         assert f["audio_filepath"] == path.name and f["probabilities"] == w.probabilities and f["transcript"] == w.transcript, path
+    assert not kept(folder)
+
+
+@by_api
+def test_long_by_a_program(page_server, place, predictor):
+    """The record of a timeline."""
+    from gradio_client import Client, handle_file
+    address, folder = page_server
+    client = Client(address, verbose=False)
+    found = client.predict(handle_file(place / "talk.flac"), api_name="/predict")
+    assert found == as_json(dict(audio_filepath="talk.flac") | predictor.timeline(place / "talk.flac").to_dict())
+    with pytest.raises(Exception, match="hour.flac: 3601.0 s, and the longest that is answered here has 45 s"):
+        client.predict(handle_file(place / "hour.flac"), api_name="/predict")
     assert not kept(folder)
 
 
