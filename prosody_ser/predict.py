@@ -387,6 +387,9 @@ def _predict_jobs(config, jobs, folder, tell):
             yield False
             continue
         record = {f: getattr(job.row, f) for f in ("audio_filepath", *fields)} | answer.to_dict()
+        if answer.seconds > 60 and not config.timeline:
+            tell(f"{job.row.audio_filepath}: one answer for {answer.seconds:.0f} s; --timeline gives one for "
+                 "each utterance")
         if config.format in FORMATS and (note := tiers_of(record).left_out):
             tell(f"{job.row.audio_filepath}: {note}")
         for outlet in outlets:

@@ -428,3 +428,9 @@ def test_libraries_that_do_not_bear_it(saved, talks):
     broken = "import prosody_ser.predict as p\np._leave_out = lambda: sys.modules.update({'transformers.modeling_utils': None})\nmain()"
     wanted = predicts("main()", saved, talks / "a/1.wav")
     assert predicts(broken + "\nimport os\nprint(os.environ.get('PROSODY_SER_IMPORT_ALL'))", saved, talks / "a/1.wav") == [*wanted, "1"]
+
+
+def test_one_answer_for_a_long_recording_is_told(saved, tmp_path, capsys):
+    speech(tmp_path / "long.wav", 61.0, 0)
+    main(["predict", str(saved), str(tmp_path / "long.wav"), *GREEDY])
+    assert "long.wav: one answer for 61 s; --timeline" in capsys.readouterr().err
