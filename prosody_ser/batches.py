@@ -7,6 +7,9 @@ __all__ = ['SpeechDataset', 'batches_by_length', 'DurationBatchSampler', 'pertur
 
 # %% ../nbs/00c_batches.ipynb #imports
 import math
+import os
+import tempfile
+import warnings
 from collections import Counter
 
 import numpy as np
@@ -166,3 +169,13 @@ class DrawOne:
         import torch  # here: batches themselves need none
         torch.empty((), dtype=torch.int64).random_()        # with the first batch: a loader may ask twice
         yield from self.batches
+
+# %% ../nbs/00c_batches.ipynb #room2
+def loader_workers(wanted: int) -> int:
+    "How many processes load data: no more than cores, none where their sockets have no room for their names."
+    folder = tempfile.gettempdir()
+    if wanted and len(os.fsencode(folder)) > 70 and os.name == "posix":
+        warnings.warn(f"the folder of temporary files, {folder}, has too long a name for processes that load "
+                      "data: this one loads it. Set TMPDIR to a shorter one, such as /tmp.", stacklevel=2)
+        return 0
+    return min(wanted, os.cpu_count())

@@ -9,7 +9,6 @@ __all__ = ['Prediction', 'pick_device', 'Predictor', 'decode_batch', 'to_records
 # %% ../nbs/06b_inference.ipynb #imports
 import hashlib
 import json
-import os
 import sys
 import uuid
 from contextlib import suppress
@@ -22,7 +21,7 @@ from tqdm.auto import tqdm
 
 from .alignment import MIN_ALIGNMENT_SCORE, alignment_scores
 from .audio import SAMPLING_RATE, audio_path, load_samples, plot_utterance
-from .batches import batches_by_length
+from .batches import batches_by_length, loader_workers
 from .confidence import check_abstain, emotion_answer, unusual
 from .config import TrainingError
 from .data import Utterance, groups_of
@@ -377,7 +376,7 @@ def _batches(dataset, seconds, batch_size, collator, num_workers, title):
     "Batches of neighbours in length, each with its places in the dataset."
     places = list(batches_by_length(seconds, batch_size))
     loader = torch.utils.data.DataLoader(dataset, batch_sampler=places, collate_fn=collator,
-                                         num_workers=min(num_workers, os.cpu_count()),
+                                         num_workers=loader_workers(num_workers),
                                          worker_init_fn=leave_interrupts_to_main)
     return zip(places, tqdm(loader, desc=title, leave=False), strict=True)
 

@@ -6,7 +6,6 @@
 __all__ = ['precision', 'check_bf16', 'selection_metric', 'training_arguments', 'MTLTrainer', 'build_trainer']
 
 # %% ../nbs/09_trainer.ipynb #imports
-import os
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
@@ -26,6 +25,7 @@ from prosody_ser.batches import (
     DurationBatchSampler,
     SpeedPerturbSampler,
     batches_by_length,
+    loader_workers,
     oversampling_counts,
     perturbation_speeds,
 )
@@ -481,7 +481,7 @@ def training_arguments(
     validate=True, # after each epoch
 ) -> TrainingArguments:
     "Our settings in the Trainer's names."
-    on_gpu, workers = torch.cuda.is_available(), min(config.num_workers, os.cpu_count())
+    on_gpu, workers = torch.cuda.is_available(), loader_workers(config.num_workers)
     args = TrainingArguments(
         output_dir=config.save_dir, run_name=run_name(config), project=config.wandb_project, seed=config.seed,
         num_train_epochs=config.num_epochs, eval_strategy="epoch" if validate else "no",

@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 
 import pytest
 from conftest import ROOT
@@ -25,7 +26,7 @@ def elsewhere(argv, after="", **variables):
     done = subprocess.run([sys.executable, "-c", code, *argv], cwd=ROOT, env=os.environ | variables, capture_output=True,
                           text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def is_same(one, other):
@@ -67,9 +68,17 @@ LEFT = "import psutil\nprint('children:', psutil.Process().children(recursive=Tr
 
 def test_workers_end(corpus, plain, tmp_path):
     """The processes that load data end with the training, and take their folders with them."""
-    temporary = tmp_path / "temporary"
+    with tempfile.TemporaryDirectory(dir="/tmp") as temporary:             # short: their sockets lie there
+        out = elsewhere(arguments(corpus, tmp_path, num_epochs=2, num_workers=1), LEFT, TMPDIR=temporary)
+        assert "children: []" in out and "TMPDIR" not in out
+        assert not os.listdir(temporary)
+    is_same(plain, tmp_path)
+
+
+def test_long_name_of_the_temporary_folder(corpus, plain, tmp_path):
+    """A socket's path has about a hundred letters at most: a worker's batches would be lost, and the training wait for ever."""
+    temporary = tmp_path / ("x" * 110)
     temporary.mkdir()
     out = elsewhere(arguments(corpus, tmp_path, num_epochs=2, num_workers=1), LEFT, TMPDIR=str(temporary))
-    assert "children: []" in out
-    assert not list(temporary.iterdir())
+    assert "Set TMPDIR to a shorter one" in out
     is_same(plain, tmp_path)
