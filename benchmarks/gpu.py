@@ -916,6 +916,8 @@ def child(jobs, device, toy):
         tell(describe_machine())
     if toy:
         torch.set_num_threads(1)
+    if jobs:
+        import_loader()                                    # other rooms import some of what it does
     for i, a_job in enumerate(jobs):
         do_job(a_job, device, toy)
         tell(i)

@@ -258,13 +258,6 @@ def load_samples(audio, rate):
     return samples
 
 
-# %% ../nbs/00a_audio.ipynb #cut1
-def cut_in_chunks(lengths, size, context):
-    "(row, start, length) of each chunk: the first at 0, the next size - 2 * context after the one before."
-    return [(row, start, min(size, n - start)) for row, n in enumerate(lengths)
-            for start in range(0, max(1, n - 2 * context), size - 2 * context)]
-
-
 # %% ../nbs/00a_audio.ipynb #stream1
 class _Survey:
     "Sums over the blocks of a file that tell what is to be mended."

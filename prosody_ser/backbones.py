@@ -36,8 +36,8 @@ from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import logging as transformers_logging
 
-from .audio import cut_in_chunks
 from .config import BACKBONES, FRAME_RATE, TINY_FRAME_RATE
+from .data import cut_in_chunks
 
 # %% ../nbs/03_backbones.ipynb #c008
 def frame_mask(

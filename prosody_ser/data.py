@@ -576,3 +576,10 @@ def describe(splits: dict, names: list[str] | None, seconds: dict | None = None)
     first, *widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)] or [0]
     table = ["  ".join([head.ljust(first), *map(str.rjust, cells, widths)]) for head, *cells in lines]
     return "\n".join(table + [f"fields that are not read: {', '.join(unread)}"] * bool(unread))
+
+# %% ../nbs/00_data.ipynb #cut1
+def cut_in_chunks(lengths, size, context):
+    "(row, start, length) of each chunk: the first at 0, the next size - 2 * context after the one before."
+    return [(row, start, min(size, n - start)) for row, n in enumerate(lengths)
+            for start in range(0, max(1, n - 2 * context), size - 2 * context)]
+

@@ -12,8 +12,9 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from .audio import SAMPLING_RATE, cut_in_chunks, load_samples
+from .audio import SAMPLING_RATE, load_samples
 from .confidence import check_abstain, emotion_answer, unusual
+from .data import cut_in_chunks
 from .tokenizer import SentencePieceTokenizer, given_words
 
 # %% ../nbs/06f_onnx.ipynb #fe1
