@@ -210,7 +210,7 @@ def _flat(answer):
     "The answers to utterances that are in one."
     if "utterances" not in answer: return [answer]
     names = {k: answer[k] for k in ("audio_filepath", "id") if k in answer}
-    return [names | u for u in answer["utterances"]]
+    return [names | u for u in answer["utterances"]] or [names]          # nobody speaks in it
 
 def to_csv(
     answers,     # iterable of dicts: lines of predictions.jsonl

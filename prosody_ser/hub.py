@@ -173,9 +173,7 @@ _CITE = """```bibtex
   title     = {Speech Emotion Recognition with Multi-Task Learning},
   author    = {Cai, Xingyu and Yuan, Jiahong and Zheng, Renjie and Huang, Liang and Church, Kenneth},
   booktitle = {Proc. Interspeech},
-  year      = {2021},
-  pages     = {4508--4512},
-  doi       = {10.21437/Interspeech.2021-1852}
+  year      = {2021}
 }
 ```"""
 

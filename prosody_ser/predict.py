@@ -226,6 +226,12 @@ class _Lines:
 # %% ../nbs/06d_predict.ipynb #outfolder2
 class _OutFolder(_Lines):
     "Answers in a folder: a line each in predictions.jsonl, a file each in some format, pictures."
+    @property
+    def shown(self):
+        "Where whoever asked for a format looks."
+        if self.form == "csv": return self.folder/"predictions.csv"
+        return self.folder/f"*{self.ending}" if self.ending else self.file
+
     def _path(self, key, ending):
         "Where a file of an utterance goes; None where it is not asked about."
         return self.folder/f"{self.rows[key][1]}{ending}" if key in self.rows else None
@@ -304,10 +310,6 @@ def _printer(form, table):
         else:
             print(to_json(record, ensure_ascii=False), flush=True)
     return show
-
-def _record(u, answer, fields):
-    "What is written of an answer: where it was heard, and the answer."
-    return dict(audio_filepath=u.audio_filepath) | {f: getattr(u, f) for f in fields} | answer
 
 # %% ../nbs/06d_predict.ipynb #run
 class _Job(NamedTuple):
@@ -419,7 +421,7 @@ def predict_files(
         if folder:
             folder.finish()
             there = f", {len(folder.done)} of them from before" if folder.done else ""
-            print(f"{sum(1 for _ in folder.records())} answers in {folder.file}{there}")
+            print(f"{sum(1 for _ in folder.records())} answers in {folder.shown}{there}")
     return failed, len(rows) + len(problems)
 
 # %% ../nbs/06d_predict.ipynb #lean2

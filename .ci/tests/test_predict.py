@@ -434,3 +434,9 @@ def test_one_answer_for_a_long_recording_is_told(saved, tmp_path, capsys):
     speech(tmp_path / "long.wav", 61.0, 0)
     main(["predict", str(saved), str(tmp_path / "long.wav"), *GREEDY])
     assert "long.wav: one answer for 61 s; --timeline" in capsys.readouterr().err
+
+
+def test_a_timeline_without_speech_has_its_row():
+    silent = dict(audio_filepath="b.wav", seconds=9.0, summary=dict(utterances=0), utterances=[])
+    spoken = dict(audio_filepath="a.wav", utterances=[dict(start=0.5, end=2.0, emotion="joy")])
+    assert to_csv([spoken, silent]).splitlines() == ["audio_filepath,start,end,emotion", "a.wav,0.5,2.0,joy", "b.wav,,,"]
