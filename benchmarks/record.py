@@ -6,8 +6,8 @@
 
 Most rows are one `prosody-ser crossval` with speakers that share no split: scores are pooled over the test
 speakers, each heard only by models that were not trained on it. Finished runs are read, so it can be broken
-off and gone on with; seeds come one after another, so that every row has one seed before any has two. Each
-row says which commits made its runs. `pip install 'prosody-ser[record]'` adds openSMILE for ComParE + SVM.
+off and gone on with; seeds come one after another, so that every row has one seed before any has two. A GPU
+takes many small runs at once: `--jobs 16`. Each row says which commits and machines made its runs. `pip install 'prosody-ser[record]'` adds openSMILE for ComParE + SVM.
 
 Parts: table (corpora, backbones, ways), paper (what the transcript is worth to the emotions, fine-tuned),
 ablations (our own choices, one at a time), across (train on some corpora, test on another).
@@ -20,6 +20,7 @@ import os
 import platform
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -249,13 +250,33 @@ def make_crossval(row, place, args, seeds):
         settings |= dict(feature_cache=args.out / "cache")
     elif args.cpu_bf16:
         settings |= dict(cpu_bf16=True)
-    before, began = finished(place), time.time()
-    prosody_ser("crossval", settings, place / "log.txt")
+    before = finished(place)
+    minutes = run_folds(row, settings, place, args)
     if new := finished(place) - before:
-        made = read_json(place / "made.json", [])
-        write_json(
-            place / "made.json", [*made, dict(commit=commit(), runs=new, minutes=(time.time() - began) / 60)]
-        )
+        about = dict(commit=commit(), machine=machine(), runs=new, minutes=minutes)
+        write_json(place / "made.json", [*read_json(place / "made.json", []), about])
+
+
+def run_folds(row, settings, place, args):
+    """The runs of a row one after another, or a process for each fold; minutes of all processes."""
+
+    def one(*fold):
+        began, log = time.time(), "-".join(map(str, ["log", *fold])) + ".txt"
+        prosody_ser("crossval", settings | (dict(only=fold[0]) if fold else {}), place / log)
+        return (time.time() - began) / 60
+
+    folds = range(folds_of(row, args)) if args.jobs > 1 else []
+    side_by_side = list(args.pool.map(one, folds))
+    return sum(side_by_side) + one()  # which sums up what is finished
+
+
+def machine():
+    """What trains here, for people."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name(0)
+    return f"{os.cpu_count()} cores, {platform.machine()}"
 
 
 def finished(place):
@@ -456,6 +477,7 @@ def told(row, rows, out):
         speakers=len({r["group"] for r in records}),
         rows=len(records) // len(by_seed(records)),
         commits=sorted({m["commit"] for m in made}),
+        machines=sorted({m.get("machine", machine()) for m in made}),
         minutes=round(sum(m["minutes"] for m in made), 1),
         scores=scores_of(records),
         against=against,
@@ -495,7 +517,7 @@ def publish(rows, args):
         date=datetime.date.today().isoformat(),
         torch=torch.__version__,
         cpu_bf16=args.cpu_bf16,
-        machine=f"{os.cpu_count()} cores, {platform.machine()}",
+        machine=machine(),
         plain=PLAIN,
     )
     found = [f for r in rows if (f := told(r, rows, args.out))]
@@ -535,6 +557,19 @@ def folds_of(row, args):
 # ---- the command
 
 
+def fill(rows, every, args, seeds):
+    """Make what is missing of some rows, and print each; with several jobs all rows are begun at once."""
+
+    def one(row):
+        make(row, args, seeds)
+        if found := told(row, every, args.out):
+            print(line(found), flush=True)
+
+    once = {row.place(args.out): row for row in reversed(rows)}  # rows of several parts share their runs
+    with ThreadPoolExecutor(len(once) if args.jobs > 1 else 1) as pool:
+        list(pool.map(one, [row for row in rows if row is once[row.place(args.out)]]))
+
+
 def pairs(texts):
     """NAME=PATH texts as a dict."""
     return {name: Path(path).resolve() for name, path in (t.split("=", 1) for t in texts)}
@@ -563,6 +598,7 @@ def main():
     parser.add_argument(
         "--cpu_bf16", action="store_true", help="fine-tune in bf16 on a processor that has it"
     )
+    parser.add_argument("--jobs", type=int, default=1, help="folds that are trained side by side")
     parser.add_argument("--plan", action="store_true", help="make nothing, list the rows and the hours")
     parser.add_argument("--read_only", action="store_true", help="make nothing, sum up what is finished")
     parser.add_argument("--out", type=Path, default=Path("runs/record"), help="folder of the runs")
@@ -576,11 +612,9 @@ def main():
     rows.sort(key=cost)
     if args.plan:
         return plan(rows, args)
+    args.pool = ThreadPoolExecutor(args.jobs)
     for seeds in range(1, 1 if args.read_only else args.seeds + 1):
-        for row in [r for r in rows if r.seeds >= seeds]:
-            make(row, args, seeds)
-            if found := told(row, every, args.out):
-                print(line(found), flush=True)
+        fill([r for r in rows if r.seeds >= seeds], every, args, seeds)
     if args.publish:
         publish(every, args)
 

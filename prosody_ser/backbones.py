@@ -434,7 +434,7 @@ class _Encoding(nn.Module):
         if self.log_mel: return self.encoder(x, n)
         frames, masks = self._frames(n), {}
         if self.training and hasattr(self.encoder, "masked_spec_embed"):
-            size = self._frames(x.shape[-1])                  # all False, or the encoder draws some
+            size = int(self._frames(x.shape[-1]))             # all False, or the encoder draws some
             masks["mask_time_indices"] = (_hidden_frames(self.encoder.config, frames, size)
                                           if self.spec_augment else frame_mask(0 * frames, size))
         if self.masked:

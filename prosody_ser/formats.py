@@ -215,11 +215,13 @@ def _flat(answer):
 def to_csv(
     answers,     # iterable of dicts: lines of predictions.jsonl
     head=True,   # whether the first line has the names of the columns
+    like=None,   # an answer that has all columns; None: those that any of the answers has
 ) -> str:
     """A table of answers of one model, for spreadsheets and R: a comma between cells, quotes where needed.
     A timeline has a row for each of its utterances."""
     rows = [_csv_row(u) for a in answers for u in _flat(a)]
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    shown = rows if like is None else map(_csv_row, _flat(like))
+    columns = list(dict.fromkeys(name for row in shown for name in row))
     table = csv.DictWriter(file := io.StringIO(), columns, lineterminator="\n")
     if head and columns:
         table.writeheader()

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from functools import cache
 from hashlib import blake2b
 from importlib import import_module
@@ -295,21 +295,35 @@ def _table_lines(record):
     return [*(_table_line(dict(audio_filepath=name) | u) for u in record["utterances"]),
             f"{name}: {about}" + (f": {shares}" if shares else "")]
 
-def _printer(form, table):
-    "A function that prints one record after the other."
-    first = [True]
-    def show(record):
-        head, first[0] = first[0], first[0] and record.get("utterances") == []
-        if table:
-            titles = "recording".ljust(32), "seconds".rjust(8), "emotion".ljust(16), "transcript, *prominent*"
-            print(*["  ".join(titles)] * head, *_table_lines(record), sep="\n", flush=True)
-        elif form == "csv":
-            print(to_csv([record], head), end="", flush=True)
-        elif form in FORMATS:
-            print(FORMATS[form][1](record, record["audio_filepath"]), end="", flush=True)
-        else:
-            print(to_json(record, ensure_ascii=False), flush=True)
-    return show
+class _Printer:
+    "Prints one record after the other, and a table's head before the first."
+    def __init__(self, form, table):
+        self.form, self.table = form, table
+        self.waiting, self.like = [], None       # CSV: records without speech wait for one with all columns
+
+    def __call__(self, record):
+        if self.table:
+            return self._show(*_table_lines(record))
+        if self.form == "csv": return self._wait(record)
+        whole = FORMATS[self.form][1](record, record["audio_filepath"]) if self.form in FORMATS else None
+        print(whole if whole is not None else to_json(record, ensure_ascii=False) + "\n", end="", flush=True)
+
+    def _show(self, *lines):
+        titles = "recording".ljust(32), "seconds".rjust(8), "emotion".ljust(16), "transcript, *prominent*"
+        print(*["  ".join(titles)] * (not self.like), *lines, sep="\n", flush=True)
+        self.like = lines
+
+    def _wait(self, record):
+        self.waiting.append(record)
+        if record.get("utterances") != []:
+            self.finish(self.like or record)
+
+    def finish(self, like=None):
+        "Print what waits."
+        if self.waiting:
+            print(to_csv(self.waiting, not self.like, like or self.like), end="", flush=True)
+        self.waiting, self.like = [], like or self.like
+
 
 # %% ../nbs/06d_predict.ipynb #run
 class _Job(NamedTuple):
@@ -365,23 +379,23 @@ def _timeline(predictor, u, config):
         except (ManifestError, TrainingError) as e:
             return e
 
-def _outlets(config, folder):
+def _outlets(config, folder, stack):
     "Functions of a job, a record and a prediction: what is done with each."
-    show = None if folder and not config.table else _printer(config.format, config.table)
     if folder:
         yield lambda job, record, found: folder.add(job.key, record, found)
-    if show:
-        yield lambda job, record, found: show(record)
+    if config.table or not folder:
+        printer = _Printer(config.format, config.table)
+        stack.callback(printer.finish)
+        yield lambda job, record, found: printer(record)
     if config.plot_dir:
         place = Path(config.plot_dir)
         place.mkdir(parents=True, exist_ok=True)                         # or tell at once
         yield lambda job, record, found: save_figure(found.plot(), place/f"{job.name}.png", 120)
 
 # %% ../nbs/06d_predict.ipynb #run2
-def _predict_jobs(config, jobs, folder, tell):
+def _predict_jobs(config, jobs, outlets, tell):
     "Predict, and hand on. Yields for each job whether it could be used."
     fields = [f for f in ("id", "start", "end") if any(getattr(j.row, f) is not None for j in jobs)]
-    outlets = list(_outlets(config, folder))
     found = _answers(config, [j.row for j in jobs]) if jobs else ()
     for job, answer in zip(jobs, found, strict=True):
         if isinstance(answer, Exception):
@@ -414,8 +428,8 @@ def predict_files(
         for problem in problems:
             tell(f"error: {problem}")
         failed = len(problems)
-        with bar:
-            for used in _predict_jobs(config, jobs, folder, tell):
+        with bar, ExitStack() as stack:
+            for used in _predict_jobs(config, jobs, list(_outlets(config, folder, stack)), tell):
                 failed += not used
                 bar.update()
         if folder:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from test_faults import on
 from transformers import HubertConfig, HubertModel, Wav2Vec2BertConfig, Wav2Vec2BertModel, Wav2Vec2Config, Wav2Vec2Model, WavLMConfig, WavLMModel, WhisperConfig, WhisperModel
 
+from prosody_ser import backbones
 from prosody_ser.audio import MIN_SECONDS
 from prosody_ser.cli import main
 from prosody_ser.model import Collator, create_model
@@ -92,6 +93,19 @@ def test_same_seed_same_weights(corpus, tmp_path):
     histories = [json.loads((tmp_path / name / "training_history.json").read_text()) for name in ("one", "two")]
     one, two = ([{k: v for k, v in e.items() if "runtime" not in k and "per_second" not in k} for e in h["train"] + h["val"]] for h in histories)
     assert one == two
+
+
+# ------------------------------------------------------------------------------------------------------------ devices
+
+def test_a_step_makes_its_tensors_where_the_model_is(model, made, monkeypatch):
+    """Whatever is made in a step without a device would be on another one here, as it would be beside a GPU; sizes are numbers, no tensors."""
+    sizes, hidden = [], backbones._hidden_frames
+    monkeypatch.setattr(backbones, "_hidden_frames", lambda config, lengths, size: sizes.append(size) or hidden(config, lengths, size))
+    model.train()
+    batch = Collator(made[1])([row(0, noise(1.2)), row(1, noise(0.7, 1), ("fie",), (1,))])
+    with torch.device("meta"):
+        model(**batch).loss.backward()
+    assert all(type(size) is int for size in sizes) and bool(sizes) == hasattr(model.backbone.encoder, "masked_spec_embed")
 
 
 # ------------------------------------------------------------------------------------------------------------- 16 bits

@@ -211,8 +211,12 @@ def test_command(saved, films, capsys):
     predictor = Predictor(saved, "cpu", "greedy")
     assert records[0] | dict(audio_filepath=0) == json.loads(json.dumps(dict(audio_filepath=0) | predictor.timeline(films / "a.wav").to_dict()))
     rows = list(csv.DictReader(io.StringIO(run(capsys, "predict", saved, films / "silence.wav", films, "--timeline", "--format", "csv", *GREEDY)[1])))
-    assert [Path(r["audio_filepath"]).name for r in rows] == ["a.wav"] * 5 + ["b.wav"] * 3
-    assert [float(r["start"]) for r in rows] == [u["start"] for r in records for u in r["utterances"]] and {"end", "emotion", "p_anger", "transcript"} <= rows[0].keys()
+    assert [Path(r["audio_filepath"]).name for r in rows] == ["silence.wav"] + ["a.wav"] * 5 + ["b.wav"] * 3 + ["silence.wav"]
+    assert rows[0]["start"] == rows[-1]["start"] == "" and [float(r["start"]) for r in rows[1:-1]] == [u["start"] for r in records for u in r["utterances"]] and {"end", "emotion", "p_anger", "transcript"} <= rows[0].keys()
+    alone = run(capsys, "predict", saved, films / "silence.wav", "--timeline", "--format", "csv", *GREEDY)[1].splitlines()
+    assert alone == ["audio_filepath", str(films / "silence.wav")]                       # nothing shows the other columns
+    lines = run(capsys, "predict", saved, films / "silence.wav", films, "--timeline", "--table", *GREEDY)[1].splitlines()
+    assert [line.startswith("recording ") for line in lines].count(True) == 1 and lines[0].startswith("recording ")
     lines = run(capsys, "predict", saved, films, "--timeline", "--table", *GREEDY)[1].splitlines()
     assert len(lines) == 1 + 6 + 4 + 1 and "5 utterances" in lines[6] and "0 utterances, 0 % speech" in lines[-1]
     shorter = json.loads(run(capsys, "predict", saved, films / "a.wav", "--timeline", "--max_seconds", "4", *GREEDY)[1])
