@@ -21,7 +21,7 @@ import soundfile as sf
 import soxr
 
 from .data import Utterance
-from .files import find_audio, open_audio
+from .files import PackError, find_audio, known_by, open_audio, part_in
 from .text import ManifestError
 
 # %% ../nbs/00a_audio.ipynb #c020
@@ -41,18 +41,23 @@ def full_scale(peak):
     raise ValueError(f"holds samples up to {peak:.6g}, where full scale is 1. Divide them by theirs "
                      "(32768 for 16 bit, 2147483648 for 32 bit)")
 
-@lru_cache(1 << 12)
-def _file_peak(path, changed):
-    "The largest absolute value in a file; changed: its time."
+def _peak(path):
+    "The largest absolute value in a file."
     with open_audio(path)[0] as f:
         peaks = [float(np.nanmax(np.abs(block))) for block in f.blocks(1 << 16, dtype="float32")]
     return max(peaks, default=0)
+
+@lru_cache(1 << 12)
+def _file_peak(path, changed):
+    "The same, remembered; changed: the time of the file."
+    return _peak(path)
 
 def _scale_of(f, path, audio, whole):
     "By what the decoded samples of an open file are divided; whole: whether they are all of it."
     if f.subtype not in ("FLOAT", "DOUBLE"): return 1.0
     if whole: return full_scale(float(np.abs(audio).max()))
-    return full_scale(_file_peak(str(path), os.stat(path).st_mtime_ns))      # of all, not of a silent part
+    return full_scale(_file_peak(*known_by(path)[::2]) if os.path.isfile(path) else _peak(path))
+
 
 # %% ../nbs/00a_audio.ipynb #mono1
 def _mean_channel(audio):  # (S, C) -> (S,)
@@ -197,7 +202,8 @@ def _decoding_told(path):
 
 def _decode(path, start=None, end=None, most=None):
     "Decode a file, or a part of it, and mend what can be mended. Raises `ManifestError`."
-    path, named = find_audio(path), path
+    path, named = find_audio(path, start, end), path
+    start, end = part_in(path, start, end)
     f, note = open_audio(path)
     with f, _decoding_told(path):
         audio, expected = _read(f, start, end, most)
@@ -206,7 +212,7 @@ def _decode(path, start=None, end=None, most=None):
         scale, rate = _scale_of(f, path, audio, expected == f.frames), f.samplerate
     mono, cancelled = _mono(audio if scale == 1 else audio / np.float32(scale))
     offset = _constant_offset(mono, rate)
-    notes = _notes(path is not named, note, scale, cancelled, offset)
+    notes = _notes(os.fspath(path) != os.fspath(named), note, scale, cancelled, offset)
     return _Sound(mono - np.float32(offset) if offset else mono, rate, notes)
 
 # %% ../nbs/00a_audio.ipynb #c021
@@ -235,6 +241,8 @@ def load_utterance(utterance: Utterance, audio_base_path: str | Path | None = No
     it by then). Raises `ManifestError` with the manifest's line."""
     try:
         audio, rate, notes = _decode(audio_path(utterance, audio_base_path), utterance.start, utterance.end)
+    except PackError:                      # not of this row alone
+        raise
     except ManifestError as e:
         raise ManifestError(f"{utterance.source}: {e}" if utterance.source else str(e)) from None
     for note in notes.values() if tell else ():
@@ -296,14 +304,16 @@ class AudioStream:
     """A file, or its part from start to end in seconds, in blocks of mono float32 (S,) at 16 kHz, the same as
     `load_audio`. Raises `ManifestError` as that does."""
     def __init__(self, path, start=None, end=None):
-        self.path = find_audio(path)
+        self.path = find_audio(path, start, end)
+        inside = part_in(self.path, start, end)
         with open_audio(self.path)[0] as f, _decoding_told(self.path):
-            self.rate, self.stretch = f.samplerate, _stretch(f.frames, f.samplerate, start, end)
+            self.rate, self.stretch = f.samplerate, _stretch(f.frames, f.samplerate, *inside)
             self.scale = _scale_of(f, self.path, None, whole=False)
         survey = self._survey()
         self.channel, self.offset = survey.found()
-        self.seconds, self.start = survey.n / self.rate, self.stretch[0] / self.rate
-        mended = self.path is not path, self.note, self.scale, self.channel is not None, self.offset
+        self.seconds = survey.n / self.rate
+        self.start = self.stretch[0] / self.rate + ((start or 0) - (inside[0] or 0))     # in the file
+        mended = os.fspath(self.path) != os.fspath(path), self.note, self.scale, self.channel is not None, self.offset
         self.notes = _notes(*mended)
 
     def _blocks(self):
@@ -359,6 +369,8 @@ def open_stream(audio, rate=SAMPLING_RATE):
     name = u.source or u.audio_filepath
     try:
         stream = AudioStream(audio_path(u), u.start, u.end)
+    except PackError:
+        raise
     except ManifestError as e:
         raise ManifestError(f"{u.source}: {e}" if u.source else str(e)) from None
     for note in stream.notes.values():
@@ -386,6 +398,8 @@ def hear(
     try:
         path = audio_path(utterance, audio_base_path)
         audio, rate, notes = _decode(path, utterance.start, utterance.end)
+    except PackError:
+        raise
     except ManifestError as e:
         return dict(problem=str(e))
     top, bottom, power = float(audio.max()), float(audio.min()), float(audio @ audio) / len(audio)
@@ -415,9 +429,8 @@ def _heard(u, audio_base_path, index, known):
     "What is heard of an utterance; what the index knows is not decoded."
     key = None
     with suppress(ManifestError):                            # a missing file may come back: not remembered
-        path = index and find_audio(audio_path(u, audio_base_path))
-        about = path and os.stat(path)
-        key = path and (os.path.abspath(path), about.st_size, about.st_mtime_ns, u.start, u.end)
+        path = index and find_audio(audio_path(u, audio_base_path), u.start, u.end)
+        key = path and (*known_by(path), u.start, u.end)
     if key in known: return known[key]
     found = hear(u, audio_base_path)
     if key:

@@ -37,9 +37,11 @@ from prosody_ser.config import (
     non_defaults,
 )
 
+from .audio import audio_path
 from .data import read_manifest, rows_digest
 from .evaluate import Scores, evaluate_model, metrics_rows, show_html, table_html
 from .evaluation import read_predictions, save_figure
+from .files import find_audio, is_pack, known_by
 from .folder import RunRecord, new_figure, numbers_only, one_writer, write_json, write_whole
 from .model import load_checkpoint
 from .parsing import unknown_setting
@@ -100,7 +102,8 @@ def _input_digests(config, splits):
     "Digests of the rows and the audio of each split and of the tokenizer's file."
     digests = {f"the rows of {s}_jsonl": rows_digest(rows) for s, rows in splits.items()}
     sounds = {s: _audio_digest(rows, config.audio_base_path) for s, rows in splits.items()}
-    digests |= {f"the audio files of {s}_jsonl": digest for s, digest in sounds.items() if digest}
+    kind = "packed audio" if is_pack(config.audio_base_path) else "audio files"       # a run may go on from either
+    digests |= {f"the {kind} of {s}_jsonl": digest for s, digest in sounds.items() if digest}
     tokenizer = Path(_named_settings(config)["tokenizer_path"])
     if tokenizer.is_file():
         digests["the pieces of tokenizer_path"] = blake2b(tokenizer.read_bytes(), digest_size=16).hexdigest()
@@ -108,6 +111,9 @@ def _input_digests(config, splits):
 
 def _audio_digest(rows, folder, read=128):
     "Of the sizes of all audio files, and of what some of them hold; None where one is not there."
+    if is_pack(folder):
+        known = [known_by(find_audio(audio_path(u, folder), u.start, u.end)) for u in rows]
+        return blake2b(repr(known).encode(), digest_size=16).hexdigest()
     paths = list(dict.fromkeys(os.path.join(folder, u.audio_filepath) for u in rows))
     digest = blake2b(digest_size=16)
     try:
