@@ -13,6 +13,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,8 @@ import soundfile as sf
 import soxr
 
 from .data import Utterance
-from .files import PackError, find_audio, known_by, open_audio, part_in
+from .files import find_audio, known_by, open_audio, part_in
+from .pack import PackError, is_pack
 from .text import ManifestError
 
 # %% ../nbs/00a_audio.ipynb #c020
@@ -249,6 +251,25 @@ def load_utterance(utterance: Utterance, audio_base_path: str | Path | None = No
         warnings.warn(f"{utterance.source or utterance.audio_filepath}: {note}", stacklevel=2)
     return _at_rate(audio, rate)
 
+# %% ../nbs/00a_audio.ipynb #digest1
+def audio_digest(rows, folder, read=128):
+    "Of the sizes of all audio files, and of what some of them hold; None where one is not there."
+    if is_pack(folder):
+        known = [known_by(find_audio(audio_path(u, folder), u.start, u.end)) for u in rows]
+        return blake2b(repr(known).encode(), digest_size=16).hexdigest()
+    paths = list(dict.fromkeys(os.path.join(folder, u.audio_filepath) for u in rows))
+    digest = blake2b(digest_size=16)
+    try:
+        digest.update(repr([os.stat(p).st_size for p in paths]).encode())
+        for p in paths[::max(1, -(-len(paths) // read))]:
+            with open(p, "rb") as file:
+                for place in (0, os.path.getsize(p) // 2):
+                    file.seek(place)
+                    digest.update(file.read(1 << 16))
+    except OSError:
+        return None
+    return digest.hexdigest()
+
 # %% ../nbs/00a_audio.ipynb #anything1
 SILENT = .001                          # a lower deviation of the samples, of full scale 1, is silence
 
@@ -312,9 +333,9 @@ class AudioStream:
         survey = self._survey()
         self.channel, self.offset = survey.found()
         self.seconds = survey.n / self.rate
-        self.start = self.stretch[0] / self.rate + ((start or 0) - (inside[0] or 0))     # in the file
-        mended = os.fspath(self.path) != os.fspath(path), self.note, self.scale, self.channel is not None, self.offset
-        self.notes = _notes(*mended)
+        self.start = self.stretch[0] / self.rate + ((start or 0) - (inside[0] or 0))
+        renamed = os.fspath(self.path) != os.fspath(path)
+        self.notes = _notes(renamed, self.note, self.scale, self.channel is not None, self.offset)
 
     def _blocks(self):
         "Blocks of 10 s as they are decoded, float32 (S, C)."
