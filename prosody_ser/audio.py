@@ -165,13 +165,7 @@ def _audio_fault(n, rate, expected, finite):
 # %% ../nbs/00a_audio.ipynb #mended1
 MENDED = "filename", "header", "scale", "antiphase", "offset"     # what can be mended in a file
 
-# %% ../nbs/00a_audio.ipynb #c021b
-class _Sound(NamedTuple):
-    "Decoded audio."
-    samples: np.ndarray  # mono float32 (S,)
-    rate: int            # Hz
-    notes: dict          # what was mended -> how, in words
-
+# %% ../nbs/00a_audio.ipynb #howfar1
 def _how_far(path):
     "How much of a damaged file can be decoded, in words."
     with open_audio(path)[0] as f:
@@ -180,6 +174,13 @@ def _how_far(path):
             for block in f.blocks(1 << 12):
                 n += len(block)
         return f"{n / f.samplerate:.2f} of {all_:.2f} s"
+
+# %% ../nbs/00a_audio.ipynb #c021b
+class _Sound(NamedTuple):
+    "Decoded audio."
+    samples: np.ndarray  # mono float32 (S,)
+    rate: int            # Hz
+    notes: dict          # what was mended -> how, in words
 
 def _notes(renamed, header, scale, cancelled, offset):
     "What is mended -> how, in words."
@@ -460,6 +461,14 @@ def _heard(u, audio_base_path, index, known):
             _append(index, [*key, found])
     return found
 
+# %% ../nbs/00a_audio.ipynb #unusable1
+def refuse_unusable(bad, n):
+    "Raise one ManifestError for all of n utterances that cannot be used; bad: a line for each."
+    if not bad: return
+    lines = [line.removeprefix(": ") for line in bad[:5]] + [f"... and {len(bad) - 5} more"] * (len(bad) > 5)
+    lines += ["Mend the files, correct audio_base_path or audio_filepath, or drop the rows."]
+    raise ManifestError("\n".join([f"{len(bad)} of {n} utterances have no usable audio:", *lines]))
+
 # %% ../nbs/00a_audio.ipynb #d018
 def hear_all(
     utterances,             # list of Utterance
@@ -479,10 +488,8 @@ def hear_all(
         found = (x for block in blocks for x in pool.map(heard, block))
         found = list(tqdm(found, desc, len(utterances), leave=False))
     bad = [f"{u.source}: {x['problem']}" for u, x in zip(utterances, found, strict=True) if "problem" in x]
-    if not bad: return found
-    lines = [line.removeprefix(": ") for line in bad[:5]] + [f"... and {len(bad) - 5} more"] * (len(bad) > 5)
-    lines += ["Mend the files, correct audio_base_path or audio_filepath, or drop the rows."]
-    raise ManifestError("\n".join([f"{len(bad)} of {len(found)} utterances have no usable audio:", *lines]))
+    refuse_unusable(bad, len(found))
+    return found
 
 def check_audio(utterances, audio_base_path=None, desc="checking audio", **more) -> np.ndarray:
     """The seconds of each utterance (N,), float64, from `hear_all`, whose parameters it takes.

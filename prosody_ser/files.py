@@ -68,7 +68,7 @@ def find_audio(
     path,       # of an audio file
     start=None, # seconds, of the part that is meant: a pack may hold that part alone
     end=None,   # seconds
-):              # the same, or that of the file whose name differs in its Unicode form alone; or a pack's Member
+):              # the same, or the file whose name differs in its Unicode form alone, or a pack's Member
     "The file behind a path. Raises `ManifestError`, which says what is there instead and what to do."
     if member := in_pack(path, start, end): return member
     try:

@@ -10,9 +10,17 @@ import glob
 import json
 import os
 import re
+import shutil
+import tarfile
 import zlib
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from functools import partial
 from hashlib import blake2b
+from io import BytesIO
+from pathlib import Path
+from secrets import token_hex
 
 from .text import ManifestError, path_key
 
@@ -29,6 +37,9 @@ def header_field(
     "A field of a tar header."
     field = header[slice(*dict(name=(0, 100), owner=(265, 297))[field])]
     return field.split(b"\0")[0].decode("ascii", "replace")
+
+def _digest(data):
+    return blake2b(data, digest_size=16).hexdigest()
 
 _OTHER = "the index is of another tar. Copy the pack anew, or pack again."
 
@@ -75,7 +86,7 @@ class Shard:
         data = self.read(footer["at"], footer["length"])
         if footer["bytes"] != self.size or header_field(self.first, "owner") != footer["id"]:
             raise PackError(f"{self.path}: {_OTHER}")
-        if blake2b(data, digest_size=16).hexdigest() != footer["digest"]:
+        if _digest(data) != footer["digest"]:
             raise PackError(f"{self.path}: the index is damaged. Copy the pack anew, or pack again.")
         self.id, self.number, self.members = footer["id"], footer["number"], json.loads(data)
         self.of = footer["of"]
@@ -159,4 +170,180 @@ def in_pack(path, start, end):
         del _packs[pattern]                                          # it was packed again
         return open_pack(pattern).member(path, name, start, end)
     except OSError as e:
-        raise PackError(f"{pattern}: the pack cannot be read any more ({e.strerror}). Bring it back.") from None
+        raise PackError(f"{pattern}: the pack cannot be read now ({e.strerror}). Bring it back.") from None
+
+# %% ../nbs/00d_pack.ipynb #wr2
+def _header(name, size, owner):
+    "The 512 bytes before a member."
+    about = tarfile.TarInfo(name)
+    about.size, about.uname = size, owner
+    return about.tobuf(tarfile.USTAR_FORMAT)
+
+def _padded(data):
+    return data + bytes(-len(data) % BLOCK)
+
+class _Writer:
+    "Writes a pack; whole is what stands under its own name."
+    def __init__(self, out, most=0):
+        self.out, self.most, self.id = Path(out), most, f"pack-{token_hex(8)}"    # most: bytes of a tar, or 0
+        self.count, self.parts, self.file = 0, [], None                   # parts: the members of each tar
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+
+    def _path(self, number):
+        return self.out.with_name(f"{self.out.stem}-{number:05}.tar") if self.most else self.out
+
+    def _half(self, number):
+        return self._path(number).with_name(f"{self._path(number).name}.new")
+
+    def _append(self, name, data):
+        "The place of a member that is added."
+        self.file.write(_header(name, len(data), self.id) + _padded(data))
+        return self.file.tell() - len(_padded(data))
+
+    def add(self, sound, data, ending, about):
+        "Add a sound, (path, start, end), as bytes, and what JSON tells about it."
+        if self.file is None or (self.most and self.file.tell() + len(data) > self.most):
+            self.close()
+            self.file = self._half(len(self.parts)).open("wb")
+            self.parts.append([])
+        name = f"{self.count:06}.{ending}"
+        self.parts[-1].append((*sound, name, self._append(name, data), len(data), zlib.crc32(data)))
+        self._append(f"{self.count:06}.json", json.dumps(about, ensure_ascii=False).encode())
+        self.count += 1
+
+    def close(self):
+        if self.file:
+            self.file.close()
+
+# %% ../nbs/00d_pack.ipynb #wr3
+def _finish(writer):
+    "End each tar of a writer with its index, and give it its name; returns their paths."
+    writer.close()
+    for number, members in enumerate(writer.parts):
+        data, end = json.dumps(members, ensure_ascii=False).encode(), bytes(2 * BLOCK)
+        with writer._half(number).open("ab") as file:
+            at, length = file.tell() + BLOCK, len(_padded(data))
+            footer = dict(id=writer.id, number=number, of=len(writer.parts), at=at, length=len(data),
+                          bytes=at + length + BLOCK + len(end), digest=_digest(data))
+            footer = json.dumps(footer).encode().ljust(BLOCK)
+            file.write(_header(INDEX_NAME, length + BLOCK, writer.id) + _padded(data) + footer + end)
+            file.flush()
+            os.fsync(file.fileno())
+    paths = [writer._path(number) for number in range(len(writer.parts))]
+    for number, path in enumerate(paths):
+        writer._half(number).replace(path)
+    return paths
+
+@contextmanager
+def writing(out, most=0):
+    "A context with a writer of a pack; where an error ends it, nothing is left. Raises `PackError`."
+    writer = _Writer(out, most)
+    there = [p for p in (writer.out, writer._path(0)) if p.exists()]
+    if there:
+        raise PackError(f"{there[0]} is there already: nothing is written over. Give another --out, or move "
+                        "it away.")
+    try:
+        yield writer
+    except BaseException:
+        writer.close()
+        for number in range(len(writer.parts)):
+            writer._half(number).unlink(missing_ok=True)
+        raise
+
+# %% ../nbs/00d_pack.ipynb #wr4
+def _as_flac(u, base):
+    "An utterance as FLAC of 16 bits: bytes, its ending, and whether samples beyond full scale were cut."
+    import numpy as np
+    import soundfile as sf
+
+    from prosody_ser.audio import SAMPLING_RATE, load_utterance
+    samples = np.round(load_utterance(u, base) * 32768)
+    sf.write(file := BytesIO(), samples.clip(-32768, 32767).astype(np.int16), SAMPLING_RATE, format="FLAC")
+    return file.getvalue(), "flac", bool(np.abs(samples).max() > 32768)
+
+def _as_is(u, base):
+    "The file of an utterance, where it can be read from a pack as it is: bytes, ending, False."
+    from prosody_ser.audio import audio_path, load_utterance
+    from prosody_ser.files import find_audio, open_audio
+    load_utterance(u, base)                                              # what is wrong is told now
+    path = Path(find_audio(audio_path(u, base)))
+    member = Member(path, None, False, path.name, 0, path.stat().st_size, 0)
+    member.data = path.read_bytes()
+    try:
+        open_audio(member)[0].close()
+    except ManifestError:
+        raise ManifestError(f"{u.source}: {path} cannot be read but as a file of its own. Leave --keep "
+                            "out.") from None
+    return member.data, re.sub(r"\W", "", path.suffix.lower()) or "audio", False
+
+def _packed(group, base, keep):
+    "What goes into a pack for the rows of one sound; or why it cannot, as text."
+    try:
+        for u in group:
+            if os.path.isabs(u.audio_filepath):
+                raise ManifestError(f"{u.source}: {u.audio_filepath} is no path within a pack. Write it "
+                                    "relative to --audio_base_path.")
+            found = (_as_is if keep else _as_flac)(u, base)
+            if not keep: break
+        return found
+    except PackError:
+        raise
+    except ManifestError as e:
+        return str(e)
+
+# %% ../nbs/00d_pack.ipynb #wr5
+def _row(u):
+    "A row as a manifest has it."
+    return {k: v for k, v in asdict(u).items() if v is not None and k not in ("source", "audio_base_path")}
+
+def _sounds(rows, keep):
+    "Path, start, end of each sound, and its rows; the same row of several manifests counts once."
+    sounds = {}
+    for u in rows:
+        key = (u.audio_filepath, None, None) if keep else (u.audio_filepath, u.start, u.end)
+        group = sounds.setdefault(_sound_key(*key), (key, []))[1]
+        if all(_row(u) != _row(other) for other in group):
+            group.append(u)
+    return list(sounds.values())
+
+def pack_command(
+    config, # PackConfig
+):
+    "Write a corpus into a tar, or several. Raises one `ManifestError` for all rows without usable audio."
+    from tqdm.auto import tqdm
+
+    from prosody_ser.audio import refuse_unusable
+    from prosody_ser.data import read_manifest
+    rows = [u for manifest in config.manifests for u in read_manifest(manifest)]
+    if not config.out.endswith(".tar"): raise PackError(f"--out {config.out}: a pack ends in .tar.")
+    if config.keep and is_pack(config.audio_base_path):
+        raise PackError(f"--keep keeps files, {config.audio_base_path} has none. Leave it out.")
+    sounds, bad, cut, two = _sounds(rows, config.keep), [], [], []
+    with writing(config.out, int(config.shard_mb * 1e6)) as writer, ThreadPoolExecutor(4) as pool:
+        job = partial(_packed, base=config.audio_base_path, keep=config.keep)
+        blocks = (sounds[i:i + 1024] for i in range(0, len(sounds), 1024))     # few wait to be written
+        found = (x for block in blocks for x in pool.map(job, [group for _, group in block]))
+        for (sound, group), made in tqdm(zip(sounds, found, strict=True), "packing", len(sounds), leave=False):
+            if isinstance(made, str):
+                bad.append(made)
+                continue
+            whole = dict(audio_filepath=sound[0], rows=list(map(_row, group)))
+            writer.add(sound, *made[:2], whole if config.keep else _row(group[0]))
+            cut += [group[0]] * made[2]
+            two += [group[1]] * (not config.keep and len(group) > 1)
+        refuse_unusable(bad, len(sounds))
+        paths = _finish(writer)
+    _tell(config, paths, len(sounds), len(rows), cut, two)
+
+# %% ../nbs/00d_pack.ipynb #wr6
+def _tell(config, paths, sounds, rows, cut, two):
+    "Say what was packed, and what of it is not as one may think."
+    size = sum(p.stat().st_size for p in paths)
+    name = config.out if len(paths) == 1 and paths[0] == Path(config.out) else f"'{config.out[:-4]}-*.tar'"
+    print(f"{name}: {sounds} sounds of {rows} rows, {size / 1e6:.1f} MB. Use the same manifests with "
+          f"--audio_base_path {name}")
+    if cut:
+        print(f"{len(cut)} sounds go beyond full scale and are clipped there, such as {cut[0].source}")
+    if two:
+        print(f"{len(two)} sounds have rows that differ, such as {two[0].source}: beside the sound stand the "
+              "labels of the first; training reads those of its manifest")
