@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../nbs/00d_pack.ipynb #imports
+import errno
 import glob
 import json
 import os
@@ -323,14 +324,15 @@ def pack_command(
         job = partial(_packed, base=config.audio_base_path, keep=config.keep)
         blocks = (sounds[i:i + 1024] for i in range(0, len(sounds), 1024))     # few wait to be written
         found = (x for block in blocks for x in pool.map(job, [group for _, group in block]))
-        for (sound, group), made in tqdm(zip(sounds, found, strict=True), "packing", len(sounds), leave=False):
+        done = zip(sounds, found, strict=True)
+        for (sound, group), made in tqdm(done, "packing", len(sounds), leave=False):
             if isinstance(made, str):
                 bad.append(made)
                 continue
             whole = dict(audio_filepath=sound[0], rows=list(map(_row, group)))
             writer.add(sound, *made[:2], whole if config.keep else _row(group[0]))
             cut += [group[0]] * made[2]
-            two += [group[1]] * (not config.keep and len(group) > 1)
+            two += group[1:2] * (not config.keep)
         refuse_unusable(bad, len(sounds))
         paths = _finish(writer)
     _tell(config, paths, len(sounds), len(rows), cut, two)
@@ -347,3 +349,106 @@ def _tell(config, paths, sounds, rows, cut, two):
     if two:
         print(f"{len(two)} sounds have rows that differ, such as {two[0].source}: beside the sound stand the "
               "labels of the first; training reads those of its manifest")
+
+# %% ../nbs/00d_pack.ipynb #st2
+def _copy(source, target, size, tell):
+    "Copy a file on from where an earlier copy broke off; tell: of bytes. Returns the half that was there."
+    half = target.with_name(f"{target.name}.new")
+    had = half.stat().st_size if half.exists() else 0
+    had = had if had <= size else 0
+    with open(source, "rb") as old, half.open("r+b" if had else "wb") as new:
+        old.seek(had)
+        new.seek(had)
+        tell(had)
+        while block := old.read(1 << 22):
+            new.write(block)
+            tell(len(block))
+        new.truncate()
+        new.flush()
+        os.fsync(new.fileno())
+    if half.stat().st_size != size:
+        raise OSError(errno.EIO, f"{half.stat().st_size} of {size} bytes came", str(source))
+    return had
+
+def _is_whole(path):
+    "Whether a tar of a pack, and every sound in it, is as it was packed."
+    with suppress(PackError):
+        shard = Shard(path)
+        with shard.file:
+            return all(zlib.crc32(shard.read(place, n)) == crc for *_, place, n, crc in shard.members)
+    return False
+
+def _bring(source, target, about, is_tar, tell):
+    "Copy a file under another name, and give it its own when it is whole."
+    half = target.with_name(f"{target.name}.new")
+    if not is_tar:
+        half.unlink(missing_ok=True)
+    if _copy(source, target, about.st_size, tell) and not _is_whole(half):
+        half.unlink()
+        _copy(source, target, about.st_size, lambda n: None)
+    os.utime(half, ns=(about.st_atime_ns, about.st_mtime_ns))
+    half.replace(target)
+
+# %% ../nbs/00d_pack.ipynb #st3
+def _is_there(target, about):
+    "Whether a copy has the size of its source, and its time to two seconds."
+    with suppress(OSError):
+        there = os.stat(target)
+        return there.st_size == about.st_size and abs(there.st_mtime - about.st_mtime) < 2
+    return False
+
+def _stage(files, folder, is_tar):
+    "Copy files (source -> target) that are not there yet. Raises StorageError, which says how to go on."
+    from tqdm.auto import tqdm
+
+    from prosody_ser.folder import StorageError, one_writer, storage_fault
+    done, about = 0, {}
+    try:
+        with one_writer(folder, "stage_dir", wait=True), ThreadPoolExecutor(16) as pool:
+            about = dict(zip(files, pool.map(os.stat, files), strict=True))
+            new = [s for s, a in about.items() if not _is_there(files[s], a)]
+            total, done = sum(about[s].st_size for s in new), len(files) - len(new)
+            if (free := shutil.disk_usage(folder).free) < total:
+                raise StorageError(f"--stage_dir {folder}: {total / 1e9:.1f} GB are to be copied, {free / 1e9:.1f} "
+                                   "GB are free. Make room, or name another disk.")
+            for place in {files[s].parent for s in new}:
+                place.mkdir(parents=True, exist_ok=True)
+            with tqdm(desc=f"copying to {folder}", total=total, unit="B", unit_scale=True, leave=False) as bar:
+                def bring(source):
+                    _bring(source, files[source], about[source], is_tar, bar.update)
+                for _ in pool.map(bring, new):
+                    done += 1
+    except OSError as e:
+        cure = "Make room there" if storage_fault(e) == "full" else "Bring the disk back"
+        raise StorageError(f"{e.filename or folder}: the copy to {folder} broke off ({e.strerror}). {done} of "
+                           f"{len(files)} files are whole there. {cure} and start the same command again: it "
+                           "copies the rest.") from None
+
+# %% ../nbs/00d_pack.ipynb #st4
+def stage_audio(
+    base,      # folder of the audio, a pack, or a pattern of its parts
+    stage_dir, # folder on a fast disk; None: nothing is copied
+    rows=(),   # the utterances that will be heard, where the base is a folder
+) -> str:      # what to read from
+    "Copy audio to a fast disk. Raises StorageError, and `ManifestError` for a file that is missing."
+    if not stage_dir: return base
+    if is_pack(base):
+        pack = open_pack(base)
+        folder = Path(stage_dir)/pack.shards[0].id
+        _stage({s.path: folder/Path(s.path).name for s in pack.shards}, folder, True)
+        whole = len(pack.shards) == 1
+        return str(folder/Path(pack.shards[0].path).name) if whole else f"{glob.escape(str(folder))}/*.tar"
+    from prosody_ser.files import find_audio
+    folder, files = Path(stage_dir)/f"audio-{_digest(os.path.abspath(base).encode())[:12]}", {}
+    for u in rows:
+        path = path_key(u.audio_filepath)
+        if os.path.isabs(path): continue                                 # read from where it is
+        if path.startswith(".."):
+            raise PackError(f"{u.source}: {path} leads out of --audio_base_path, which --stage_dir copies. Name "
+                            "a folder above, or leave --stage_dir out.")
+        try:
+            files[str(find_audio(Path(base)/u.audio_filepath))] = folder/path
+        except ManifestError as e:
+            raise ManifestError(f"{u.source}: {e}") from None
+    _stage(files, folder, False)
+    return str(folder)
