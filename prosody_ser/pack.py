@@ -409,20 +409,20 @@ def _stage(files, folder, is_tar):
             new = [s for s, a in about.items() if not _is_there(files[s], a)]
             total, done = sum(about[s].st_size for s in new), len(files) - len(new)
             if (free := shutil.disk_usage(folder).free) < total:
-                raise StorageError(f"--stage_dir {folder}: {total / 1e9:.1f} GB are to be copied, {free / 1e9:.1f} "
-                                   "GB are free. Make room, or name another disk.")
+                raise StorageError(f"--stage_dir {folder}: {total / 1e9:.1f} GB are to be copied, "
+                                   f"{free / 1e9:.1f} GB are free. Make room, or name another disk.")
             for place in {files[s].parent for s in new}:
                 place.mkdir(parents=True, exist_ok=True)
-            with tqdm(desc=f"copying to {folder}", total=total, unit="B", unit_scale=True, leave=False) as bar:
+            with tqdm(desc="copying", total=total, unit="B", unit_scale=True, leave=False) as bar:
                 def bring(source):
                     _bring(source, files[source], about[source], is_tar, bar.update)
                 for _ in pool.map(bring, new):
                     done += 1
     except OSError as e:
         cure = "Make room there" if storage_fault(e) == "full" else "Bring the disk back"
-        raise StorageError(f"{e.filename or folder}: the copy to {folder} broke off ({e.strerror}). {done} of "
-                           f"{len(files)} files are whole there. {cure} and start the same command again: it "
-                           "copies the rest.") from None
+        raise StorageError(f"{e.filename or folder}: the copy to {folder} broke off ({e.strerror}). {done} "
+                           f"of {len(files)} files are whole there. {cure} and start the same command again "
+                           "(with --resume or without): it copies the rest.") from None
 
 # %% ../nbs/00d_pack.ipynb #st4
 def stage_audio(
@@ -432,6 +432,7 @@ def stage_audio(
 ) -> str:      # what to read from
     "Copy audio to a fast disk. Raises StorageError, and `ManifestError` for a file that is missing."
     if not stage_dir: return base
+    if not base: raise PackError("--stage_dir copies what is in one folder: give --audio_base_path.")
     if is_pack(base):
         pack = open_pack(base)
         folder = Path(stage_dir)/pack.shards[0].id
@@ -444,8 +445,8 @@ def stage_audio(
         path = path_key(u.audio_filepath)
         if os.path.isabs(path): continue                                 # read from where it is
         if path.startswith(".."):
-            raise PackError(f"{u.source}: {path} leads out of --audio_base_path, which --stage_dir copies. Name "
-                            "a folder above, or leave --stage_dir out.")
+            raise PackError(f"{u.source}: {path} leads out of --audio_base_path, and --stage_dir copies what is "
+                            "in it. Name a folder above, or leave --stage_dir out.")
         try:
             files[str(find_audio(Path(base)/u.audio_filepath))] = folder/path
         except ManifestError as e:

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import cache
 from hashlib import blake2b
 from html import escape
@@ -43,7 +43,7 @@ from .evaluate import Scores, evaluate_model, metrics_rows, show_html, table_htm
 from .evaluation import read_predictions, save_figure
 from .folder import RunRecord, new_figure, numbers_only, one_writer, write_json, write_whole
 from .model import load_checkpoint
-from .pack import is_pack
+from .pack import is_pack, stage_audio
 from .parsing import unknown_setting
 from .selection import choice_text
 
@@ -423,6 +423,13 @@ def write_main(path, what):
 def log_once(what):
     "Print a sentence that holds for every run of a study only once."
     log_main(what)
+
+# %% ../nbs/08_run.ipynb #staged1
+def staged(config, splits):
+    "The settings with the place that audio is read from while the run lasts: its copy, if one is asked for."
+    with main_first():
+        base = stage_audio(config.audio_base_path, config.stage_dir, sum(splits.values(), []))
+    return replace(config, audio_base_path=base)
 
 # %% ../nbs/08_run.ipynb #curves2
 def history_from_log(
