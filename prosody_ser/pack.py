@@ -445,8 +445,8 @@ def stage_audio(
         path = path_key(u.audio_filepath)
         if os.path.isabs(path): continue                                 # read from where it is
         if path.startswith(".."):
-            raise PackError(f"{u.source}: {path} leads out of --audio_base_path, and --stage_dir copies what is "
-                            "in it. Name a folder above, or leave --stage_dir out.")
+            raise PackError(f"{u.source}: {path} leads out of --audio_base_path, and --stage_dir copies what "
+                            "is in it. Name a folder above, or leave --stage_dir out.")
         try:
             files[str(find_audio(Path(base)/u.audio_filepath))] = folder/path
         except ManifestError as e:

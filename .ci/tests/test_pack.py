@@ -15,7 +15,6 @@ from conftest import read, write
 
 from prosody_ser import pack as pack_room
 from prosody_ser.audio import AudioStream, check_audio, decode_audio, hear_all, load_audio, load_utterance
-from prosody_ser.audit import audit_manifests
 from prosody_ser.batches import SpeechDataset
 from prosody_ser.data import read_manifest
 from prosody_ser.files import find_audio
@@ -160,8 +159,8 @@ def test_a_damaged_member_is_named_and_the_others_work(corpus, tmp_path, command
     assert same(rows[:3] + rows[4:], corpus, tmp_path / "c.tar")
     with pytest.raises(ManifestError, match=rf"^1 of 12 utterances have no usable audio:\n.*{why}"):
         hear_all(rows, tmp_path / "c.tar")
-    findings = audit_manifests([corpus / "train.jsonl"], audio_base_path=str(tmp_path / "c.tar"))[1]
-    assert sum("is damaged" in str(f) for f in findings) == 1
+    code, said = command("audit", corpus / "train.jsonl", "--audio_base_path", tmp_path / "c.tar")
+    assert code == 1 and said.count("is damaged") == 1
 
 
 def test_a_tar_that_is_not_whole(corpus, tmp_path, command):
@@ -169,7 +168,6 @@ def test_a_tar_that_is_not_whole(corpus, tmp_path, command):
     data, manifest = (tmp_path / "c.tar").read_bytes(), corpus / "train.jsonl"
     for n in (len(data) // 2, len(data) - 512, len(data) - 1024, len(data) - 1536, 700):
         (tmp_path / "half.tar").write_bytes(data[:n])
-        code, said = command("evaluate", "--checkpoint_path", "none", "--test_jsonl", manifest, "--audio_base_path", tmp_path / "half.tar")
         with pytest.raises(PackError, match="half.tar: the pack has no end: it is still being written or copied"):
             hear_all(read_manifest(manifest), tmp_path / "half.tar")         # one sentence, not one a row
     (tmp_path / "other.tar").write_bytes(b"")
@@ -322,6 +320,7 @@ def test_loose_files_are_staged(corpus, film, tmp_path):
 
 
 def test_train_evaluate_and_predict_from_a_pack(corpus, packed, tmp_path, command):
+    from prosody_ser.evaluate import players
     from prosody_ser.run import Run
     source, stage = packed
     manifests = [x for s in SPLITS for x in (f"--{s}_jsonl", corpus / f"{s}.jsonl")]
@@ -333,12 +332,18 @@ def test_train_evaluate_and_predict_from_a_pack(corpus, packed, tmp_path, comman
     loose, packed_run = (read(tmp_path / name / "test/predictions.jsonl") for name in ("loose", "pack"))
     assert loose == packed_run and len(loose) == 6
     assert Run(tmp_path / "pack").settings["audio_base_path"] == str(source)        # not the copy, which may go
-    assert list(stage.rglob("*.tar")) and "<audio" in (tmp_path / "pack/test/report.html").read_text(encoding="utf-8")
+    assert list(stage.rglob("*.tar")) and "<audio" in players(loose[:1], source)[0]
     code, said = command("evaluate", "--checkpoint_path", tmp_path / "loose/best_model", "--test_jsonl", corpus / "test.jsonl",
                          "--audio_base_path", source, "--output_dir", tmp_path / "eval")
     assert code == 0 and read(tmp_path / "eval/predictions.jsonl") == loose, said
     answers = [command("predict", tmp_path / "loose/best_model", corpus / "test.jsonl", "--audio_base_path", base) for base in (corpus, source)]
     assert answers[0] == answers[1] and answers[0][0] == 0
+
+
+def test_a_pattern_without_quotes_is_told(corpus, packed, command):
+    parts = sorted(packed[0].parent.glob("*.tar"))
+    code, said = command("evaluate", "--checkpoint_path", "m", "--test_jsonl", corpus / "test.jsonl", "--audio_base_path", *parts)
+    assert code == 2 and "in quotes: --audio_base_path 'corpus-*.tar'" in said
 
 
 def test_a_mount_that_breaks_in_training(corpus, packed):
