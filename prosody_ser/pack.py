@@ -106,16 +106,19 @@ class Member:
 
     def read(self) -> bytes:
         "Its bytes. Raises `ManifestError` where they are not those that were packed."
-        self.data = self.data or self._checked(self.shard.read(self.place - BLOCK, BLOCK + self.size))
+        if self.data is None:
+            data = self.shard.read(self.place, self.size)
+            if zlib.crc32(data) != self.crc: raise self._fault()
+            self.data = data
         return self.data
 
-    def _checked(self, data):
-        if zlib.crc32(data[BLOCK:]) == self.crc: return data[BLOCK:]
-        owner = header_field(data, "owner")
+    def _fault(self):
+        "The error of a member that has other bytes: the index may be to blame."
+        owner = header_field(self.shard.read(self.place - BLOCK, BLOCK), "owner")
         if owner.startswith("pack-") and owner != self.shard.id:
-            raise PackError(f"{self.shard.path}: {_OTHER}")
-        raise ManifestError(f"{self}: member {self.name} of {self.shard.path} is damaged: these are not the "
-                            "bytes that were packed. Copy the pack again, or pack again.")
+            return PackError(f"{self.shard.path}: {_OTHER}")
+        return ManifestError(f"{self}: member {self.name} of {self.shard.path} is damaged: these are not the "
+                             "bytes that were packed. Copy the pack again, or pack again.")
 
 def _sound_key(path, start, end):
     "By what an index finds a sound."
@@ -163,7 +166,7 @@ def open_pack(pattern):
 def in_pack(path, start, end):
     "The member that a path through a pack leads to, or None."
     through = _THROUGH.match(str(path)) if ".tar" in str(path).lower() else None
-    if not through or not is_pack(through[1]): return None
+    if not through or not (through[1] in _packs or is_pack(through[1])): return None
     pattern, name = through.groups()
     try:
         member = open_pack(pattern).member(path, name, start, end)
