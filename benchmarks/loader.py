@@ -2,9 +2,11 @@
 
     python benchmarks/loader.py                        # on noise written for the purpose
     python benchmarks/loader.py --manifest M.jsonl --audio_base_path DATA --num_workers 2
+    python benchmarks/loader.py --pack                 # loose files against a pack, on this disk and on a slow one
     python benchmarks/loader.py --rows 1000000         # the reader alone: time and memory, against commit 12d1b48
 """
 import argparse
+import builtins
 import json
 import os
 import random
@@ -13,9 +15,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from importlib import import_module
 from itertools import accumulate
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import soundfile as sf
@@ -116,12 +120,56 @@ def compare_loader(args):
         print(f"{name:36}{data.seconds.sum() / t:9.0f} audio s / s{clock['bare soundfile'] / t:8.2f} x soundfile")
 
 
+@contextmanager
+def slow_opens(seconds):
+    "A stand-in for a slow drive: each opening of a file by its path, of Python or of libsndfile, sleeps; yields the naps"
+    naps = []
+    def slowly(function):
+        def wait(*args, **more):
+            if any(isinstance(a, str | os.PathLike) for a in args[:2]):
+                time.sleep(seconds)
+                naps.append(seconds)
+            return function(*args, **more)
+        return wait
+    with patch.object(builtins, "open", slowly(open)), patch.object(sf.SoundFile, "__init__", slowly(sf.SoundFile.__init__)):
+        yield naps
+
+
+def compare_packs(args):
+    "Print an epoch's reading time (CPU and sleep) of loose files, of a pack, and of a pack with the files as they are"
+    from prosody_ser import pack
+    from prosody_ser.audio import load_utterance
+    from prosody_ser.cli import main as prosody_ser
+    from prosody_ser.data import read_manifest
+    rows = read_manifest(args.manifest, args.audio_base_path)[:args.files]
+    with tempfile.TemporaryDirectory() as folder:
+        bases = {"loose": str(args.audio_base_path), "pack": f"{folder}/flac.tar", "pack --keep": f"{folder}/keep.tar"}
+        for name in ("pack", "pack --keep"):
+            prosody_ser([*name.split()[:1], str(args.manifest), "--audio_base_path", bases["loose"], "--out", bases[name],
+                         *name.split()[1:]])
+        def epoch(base, naps=()):
+            pack._packs.clear()                                  # it is opened in every epoch
+            start = time.process_time() + sum(naps)
+            for u in rows:
+                load_utterance(u, base)
+            return time.process_time() + sum(naps) - start
+        here = {name: min(epoch(base) for _ in range(5)) for name, base in bases.items()}
+        with slow_opens(args.open_ms / 1000) as naps:            # of a loose file one, though a first look takes another
+            slow = {name: min(epoch(base, naps) for _ in range(3)) for name, base in bases.items()}
+        for where, took in (("this disk", here), (f"{args.open_ms:g} ms an open (sleep-per-open stand-in)", slow)):
+            for name, t in took.items():
+                print(f"{where:44}{name:12}{1000 * t / len(rows):8.2f} ms an utterance{took['loose'] / t:8.2f} x loose files")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--manifest")
     parser.add_argument("--audio_base_path", default="")
     parser.add_argument("--num_workers", type=int, default=0)
     parser.add_argument("--rows", type=int, help="compare the readers of manifests on so many rows")
+    parser.add_argument("--pack", action="store_true", help="compare loose files and packs")
+    parser.add_argument("--files", type=int, default=200, help="of which --pack reads so many")
+    parser.add_argument("--open_ms", type=float, default=20, help="milliseconds that an open takes on the slow drive")
     parser.add_argument("--reader", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.reader: return measure_reader(args.reader, args.manifest)
@@ -129,7 +177,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         if not args.manifest:
             args.manifest, args.audio_base_path = noise(Path(folder)), folder
-        compare_loader(args)
+        (compare_packs if args.pack else compare_loader)(args)
 
 
 if __name__ == "__main__":

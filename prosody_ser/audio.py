@@ -13,6 +13,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,8 @@ import soundfile as sf
 import soxr
 
 from .data import Utterance
-from .files import find_audio, open_audio
+from .files import find_audio, known_by, open_audio, part_in
+from .pack import PackError, is_pack
 from .text import ManifestError
 
 # %% ../nbs/00a_audio.ipynb #c020
@@ -41,18 +43,23 @@ def full_scale(peak):
     raise ValueError(f"holds samples up to {peak:.6g}, where full scale is 1. Divide them by theirs "
                      "(32768 for 16 bit, 2147483648 for 32 bit)")
 
-@lru_cache(1 << 12)
-def _file_peak(path, changed):
-    "The largest absolute value in a file; changed: its time."
+def _peak(path):
+    "The largest absolute value in a file."
     with open_audio(path)[0] as f:
         peaks = [float(np.nanmax(np.abs(block))) for block in f.blocks(1 << 16, dtype="float32")]
     return max(peaks, default=0)
+
+@lru_cache(1 << 12)
+def _file_peak(path, changed):
+    "The same, remembered; changed: the time of the file."
+    return _peak(path)
 
 def _scale_of(f, path, audio, whole):
     "By what the decoded samples of an open file are divided; whole: whether they are all of it."
     if f.subtype not in ("FLOAT", "DOUBLE"): return 1.0
     if whole: return full_scale(float(np.abs(audio).max()))
-    return full_scale(_file_peak(str(path), os.stat(path).st_mtime_ns))      # of all, not of a silent part
+    return full_scale(_file_peak(*known_by(path)[::2]) if os.path.isfile(path) else _peak(path))
+
 
 # %% ../nbs/00a_audio.ipynb #mono1
 def _mean_channel(audio):  # (S, C) -> (S,)
@@ -158,13 +165,7 @@ def _audio_fault(n, rate, expected, finite):
 # %% ../nbs/00a_audio.ipynb #mended1
 MENDED = "filename", "header", "scale", "antiphase", "offset"     # what can be mended in a file
 
-# %% ../nbs/00a_audio.ipynb #c021b
-class _Sound(NamedTuple):
-    "Decoded audio."
-    samples: np.ndarray  # mono float32 (S,)
-    rate: int            # Hz
-    notes: dict          # what was mended -> how, in words
-
+# %% ../nbs/00a_audio.ipynb #howfar1
 def _how_far(path):
     "How much of a damaged file can be decoded, in words."
     with open_audio(path)[0] as f:
@@ -173,6 +174,13 @@ def _how_far(path):
             for block in f.blocks(1 << 12):
                 n += len(block)
         return f"{n / f.samplerate:.2f} of {all_:.2f} s"
+
+# %% ../nbs/00a_audio.ipynb #c021b
+class _Sound(NamedTuple):
+    "Decoded audio."
+    samples: np.ndarray  # mono float32 (S,)
+    rate: int            # Hz
+    notes: dict          # what was mended -> how, in words
 
 def _notes(renamed, header, scale, cancelled, offset):
     "What is mended -> how, in words."
@@ -197,7 +205,8 @@ def _decoding_told(path):
 
 def _decode(path, start=None, end=None, most=None):
     "Decode a file, or a part of it, and mend what can be mended. Raises `ManifestError`."
-    path, named = find_audio(path), path
+    path, named = find_audio(path, start, end), path
+    start, end = part_in(path, start, end)
     f, note = open_audio(path)
     with f, _decoding_told(path):
         audio, expected = _read(f, start, end, most)
@@ -206,7 +215,7 @@ def _decode(path, start=None, end=None, most=None):
         scale, rate = _scale_of(f, path, audio, expected == f.frames), f.samplerate
     mono, cancelled = _mono(audio if scale == 1 else audio / np.float32(scale))
     offset = _constant_offset(mono, rate)
-    notes = _notes(path is not named, note, scale, cancelled, offset)
+    notes = _notes(os.fspath(path) != os.fspath(named), note, scale, cancelled, offset)
     return _Sound(mono - np.float32(offset) if offset else mono, rate, notes)
 
 # %% ../nbs/00a_audio.ipynb #c021
@@ -235,11 +244,32 @@ def load_utterance(utterance: Utterance, audio_base_path: str | Path | None = No
     it by then). Raises `ManifestError` with the manifest's line."""
     try:
         audio, rate, notes = _decode(audio_path(utterance, audio_base_path), utterance.start, utterance.end)
+    except PackError:                      # not of this row alone
+        raise
     except ManifestError as e:
         raise ManifestError(f"{utterance.source}: {e}" if utterance.source else str(e)) from None
     for note in notes.values() if tell else ():
         warnings.warn(f"{utterance.source or utterance.audio_filepath}: {note}", stacklevel=2)
     return _at_rate(audio, rate)
+
+# %% ../nbs/00a_audio.ipynb #digest1
+def audio_digest(rows, folder, read=128):
+    "Of the sizes of all audio files, and of what some of them hold; None where one is not there."
+    if is_pack(folder):
+        known = [known_by(find_audio(audio_path(u, folder), u.start, u.end)) for u in rows]
+        return blake2b(repr(known).encode(), digest_size=16).hexdigest()
+    paths = list(dict.fromkeys(os.path.join(folder, u.audio_filepath) for u in rows))
+    digest = blake2b(digest_size=16)
+    try:
+        digest.update(repr([os.stat(p).st_size for p in paths]).encode())
+        for p in paths[::max(1, -(-len(paths) // read))]:
+            with open(p, "rb") as file:
+                for place in (0, os.path.getsize(p) // 2):
+                    file.seek(place)
+                    digest.update(file.read(1 << 16))
+    except OSError:
+        return None
+    return digest.hexdigest()
 
 # %% ../nbs/00a_audio.ipynb #anything1
 SILENT = .001                          # a lower deviation of the samples, of full scale 1, is silence
@@ -289,15 +319,17 @@ class AudioStream:
     """A file, or its part from start to end in seconds, in blocks of mono float32 (S,) at 16 kHz, the same as
     `load_audio`. Raises `ManifestError` as that does."""
     def __init__(self, path, start=None, end=None):
-        self.path = find_audio(path)
+        self.path = find_audio(path, start, end)
+        inside = part_in(self.path, start, end)
         with open_audio(self.path)[0] as f, _decoding_told(self.path):
-            self.rate, self.stretch = f.samplerate, _stretch(f.frames, f.samplerate, start, end)
+            self.rate, self.stretch = f.samplerate, _stretch(f.frames, f.samplerate, *inside)
             self.scale = _scale_of(f, self.path, None, whole=False)
         survey = self._survey()
         self.channel, self.offset = survey.found()
-        self.seconds, self.start = survey.n / self.rate, self.stretch[0] / self.rate
-        mended = self.path is not path, self.note, self.scale, self.channel is not None, self.offset
-        self.notes = _notes(*mended)
+        self.seconds = survey.n / self.rate
+        self.start = self.stretch[0] / self.rate + ((start or 0) - (inside[0] or 0))
+        renamed = os.fspath(self.path) != os.fspath(path)
+        self.notes = _notes(renamed, self.note, self.scale, self.channel is not None, self.offset)
 
     def _blocks(self):
         "Blocks of 10 s as they are decoded, float32 (S, C)."
@@ -352,6 +384,8 @@ def open_stream(audio, rate=SAMPLING_RATE):
     name = u.source or u.audio_filepath
     try:
         stream = AudioStream(audio_path(u), u.start, u.end)
+    except PackError:
+        raise
     except ManifestError as e:
         raise ManifestError(f"{u.source}: {e}" if u.source else str(e)) from None
     for note in stream.notes.values():
@@ -379,6 +413,8 @@ def hear(
     try:
         path = audio_path(utterance, audio_base_path)
         audio, rate, notes = _decode(path, utterance.start, utterance.end)
+    except PackError:
+        raise
     except ManifestError as e:
         return dict(problem=str(e))
     top, bottom, power = float(audio.max()), float(audio.min()), float(audio @ audio) / len(audio)
@@ -408,9 +444,8 @@ def _heard(u, audio_base_path, index, known):
     "What is heard of an utterance; what the index knows is not decoded."
     key = None
     with suppress(ManifestError):                            # a missing file may come back: not remembered
-        path = index and find_audio(audio_path(u, audio_base_path))
-        about = path and os.stat(path)
-        key = path and (os.path.abspath(path), about.st_size, about.st_mtime_ns, u.start, u.end)
+        path = index and find_audio(audio_path(u, audio_base_path), u.start, u.end)
+        key = path and (*known_by(path), u.start, u.end)
     if key in known: return known[key]
     found = hear(u, audio_base_path)
     if key:
@@ -418,6 +453,14 @@ def _heard(u, audio_base_path, index, known):
         with suppress(OSError):                              # a folder that cannot be written to
             _append(index, [*key, found])
     return found
+
+# %% ../nbs/00a_audio.ipynb #unusable1
+def refuse_unusable(bad, n):
+    "Raise one ManifestError for all of n utterances that cannot be used; bad: a line for each."
+    if not bad: return
+    lines = [line.removeprefix(": ") for line in bad[:5]] + [f"... and {len(bad) - 5} more"] * (len(bad) > 5)
+    lines += ["Mend the files, correct audio_base_path or audio_filepath, or drop the rows."]
+    raise ManifestError("\n".join([f"{len(bad)} of {n} utterances have no usable audio:", *lines]))
 
 # %% ../nbs/00a_audio.ipynb #d018
 def hear_all(
@@ -438,10 +481,8 @@ def hear_all(
         found = (x for block in blocks for x in pool.map(heard, block))
         found = list(tqdm(found, desc, len(utterances), leave=False))
     bad = [f"{u.source}: {x['problem']}" for u, x in zip(utterances, found, strict=True) if "problem" in x]
-    if not bad: return found
-    lines = [line.removeprefix(": ") for line in bad[:5]] + [f"... and {len(bad) - 5} more"] * (len(bad) > 5)
-    lines += ["Mend the files, correct audio_base_path or audio_filepath, or drop the rows."]
-    raise ManifestError("\n".join([f"{len(bad)} of {len(found)} utterances have no usable audio:", *lines]))
+    refuse_unusable(bad, len(found))
+    return found
 
 def check_audio(utterances, audio_base_path=None, desc="checking audio", **more) -> np.ndarray:
     """The seconds of each utterance (N,), float64, from `hear_all`, whose parameters it takes.

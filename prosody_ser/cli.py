@@ -31,6 +31,7 @@ from prosody_ser.config import (
     EvaluateConfig,
     ExportConfig,
     GatherConfig,
+    PackConfig,
     PredictConfig,
     PublishConfig,
     ServeConfig,
@@ -200,6 +201,10 @@ def _serve(config):
     from prosody_ser.serve import serve_command
     serve_command(config)
 
+def _pack(config):
+    from prosody_ser.pack import pack_command
+    pack_command(config)
+
 def _publish(config):
     from prosody_ser.hub import publish_command
     publish_command(config)
@@ -365,7 +370,7 @@ COMMANDS = dict(
     compare=_Command(_CompareConfig, _compare, more=_PAIRED),
     predict=_Command(PredictConfig, _predict), export=_Command(ExportConfig, _export),
     serve=_Command(ServeConfig, _serve), publish=_Command(PublishConfig, _publish),
-    prepare=_Command(_PrepareConfig, _prepare),
+    prepare=_Command(_PrepareConfig, _prepare), pack=_Command(PackConfig, _pack),
     audit=_Command(_AuditConfig, _audit, more=_EXIT), tokenizer=_Command(_TokenizerConfig, _tokenizer),
     lm=_Command(_LMConfig, _lm), memory=_Command(_MemoryConfig, _memory))
 

@@ -7,7 +7,7 @@ __all__ = ['TASKS', 'BACKBONES', 'FRAME_RATE', 'TINY_FRAME_RATE', 'POOLINGS', 'C
            'DECODING_SETTINGS', 'LOGGING_SETTINGS', 'EXECUTION_SETTINGS', 'PATH_SETTINGS', 'ConfigError',
            'TrainingError', 'setting', 'expand_path', 'Settings', 'is_required', 'default_of', 'non_defaults',
            'DecodingSettings', 'TrainConfig', 'unused_settings', 'EvaluateConfig', 'GatherConfig', 'PredictConfig',
-           'ExportConfig', 'PublishConfig', 'ServeConfig']
+           'ExportConfig', 'PublishConfig', 'PackConfig', 'ServeConfig']
 
 # %% ../nbs/01_config.ipynb #imports
 import math
@@ -281,6 +281,7 @@ class _BatchSettings:
     num_workers: int = setting(4, "processes that load audio; 0: the training process itself")
     pin_memory: bool = setting(True, "page-locked memory for faster copies to a GPU")
     prefetch_factor: int = setting(2, "batches that each loading process keeps ready")
+    stage_dir: str | None = setting(None, "copy the audio to this folder first, on a fast disk", path=True)
 
 @dataclass(kw_only=True)
 class _RunSettings:
@@ -461,7 +462,8 @@ def unused_settings(
 # Where a run is shown, how it is carried out, what goes by many names: none of these makes another run of it.
 LOGGING_SETTINGS = {f.name for f in fields(_TrackerSettings)}
 EXECUTION_SETTINGS = {"num_workers", "pin_memory", "prefetch_factor", "log_steps", "checkpoint_interval",
-                      "checkpoint_steps", "resume", "retrain_tokenizer", "recheck_audio", "save_dir"}
+                      "checkpoint_steps", "resume", "retrain_tokenizer", "recheck_audio", "save_dir",
+                      "stage_dir"}
 PATH_SETTINGS = {"audio_base_path", "train_jsonl", "val_jsonl", "test_jsonl", "tokenizer_path"}
 
 # %% ../nbs/01_config.ipynb #c010
@@ -478,6 +480,7 @@ class EvaluateConfig(DecodingSettings):
     use_amp: bool = setting(True, "16-bit arithmetic where the GPU has it")
     device: str = setting("cuda", "where to run; without a GPU: cpu", choices=["cuda", "cpu"])
     num_workers: int = setting(0, "processes that load audio; 0: this one")
+    stage_dir: str | None = setting(None, "copy the audio to this folder first, on a fast disk", path=True)
 
 # %% ../nbs/01_config.ipynb #gatherconfig
 @dataclass
@@ -544,6 +547,15 @@ class PublishConfig(Settings):
     dry_run: str | None = setting(None, "write what would be uploaded to this new folder instead", path=True)
 
 # %% ../nbs/01_config.ipynb #usess
+@dataclass
+class PackConfig(Settings):
+    "Write a corpus as one tar, which training, evaluation, audit and prediction read as a folder."
+    manifests: list[str] = setting(MISSING, "JSONL manifests of the corpus", positional=True, path=True)
+    audio_base_path: str = setting(MISSING, "folder that audio_filepath is relative to", path=True)
+    out: str = setting(MISSING, "tar to write, such as corpus.tar", path=True)
+    keep: bool = setting(False, "keep the files as they are; default: 16 kHz mono FLAC, each part alone")
+    shard_mb: float = setting(0.0, "begin a new tar after so many MB: corpus-00000.tar, ...; 0: one for all")
+
 @dataclass(kw_only=True)
 class ServeConfig(DecodingSettings):
     "Show a model on a web page: record or upload speech, see, hear and download the answer."

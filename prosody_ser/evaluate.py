@@ -37,6 +37,7 @@ from .batches import SpeechDataset
 from .config import EvaluateConfig
 from .data import check_indices, read_manifest
 from .folder import free_for_tables, new_figure, numbers_only, one_writer, to_json, write_whole
+from .pack import stage_audio
 from .parsing import from_parameters
 from .selection import floor_warnings
 from .text import ManifestError
@@ -520,7 +521,9 @@ def evaluate_model(
     with one_writer(folder, "output_dir") if folder else nullcontext():
         if folder:
             free_for_tables(folder, "report", "output_dir")
-        names, dataset = _as_dataset(model, utterances, config.audio_base_path or None)
+        base = config.audio_base_path or getattr(utterances, "audio_base_path", "")
+        base = stage_audio(base, config.stage_dir, getattr(utterances, "utterances", utterances))
+        names, dataset = _as_dataset(model, utterances, base or None)
         records = predict(model, dataset, config.batch_size, config.decode_method, config.device,
                           config.use_amp and config.device == "cuda", config.num_workers,
                           **decoder_options(config, tokenizer, dataset.utterances, where))

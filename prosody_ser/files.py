@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import soundfile as sf
 
+from .pack import Member, in_pack
 from .text import ManifestError
 
 # %% ../nbs/00_files.ipynb #c006
@@ -64,9 +65,12 @@ def _meant(path):
 
 # %% ../nbs/00_files.ipynb #c007
 def find_audio(
-    path, # of an audio file
-):        # the same, or that of the file whose name differs in nothing but its Unicode form
+    path,       # of an audio file
+    start=None, # seconds, of the part that is meant: a pack may hold that part alone
+    end=None,   # seconds
+):              # the same, or the file whose name differs in its Unicode form alone, or a pack's Member
     "The file behind a path. Raises `ManifestError`, which says what is there instead and what to do."
+    if member := in_pack(path, start, end): return member
     try:
         if stat.S_ISREG(os.stat(path).st_mode): return path
         why = None
@@ -107,6 +111,25 @@ def _gone_folder(path):
     "The first folder of a path that does not exist, as a sentence."
     gone = [str(folder) for folder in Path(path).parents if not os.path.exists(folder)]
     return f" There is no folder {gone[-1]}." if gone else ""
+
+# %% ../nbs/00_files.ipynb #part2
+def part_in(
+    path,  # from find_audio
+    start, # seconds, or None: where a part begins
+    end,   # seconds, or None
+) -> tuple: # start and end in what is opened: a member that was cut is that part
+    "The part of what a path leads to."
+    return (None, None) if isinstance(path, Member) and path.is_cut else (start, end)
+
+def known_by(
+    path,          # from find_audio
+    resolve=False, # a file by its real path, whatever links lead to it
+) -> tuple:        # name, bytes, and what changes with the contents
+    "What tells a sound from others: a file by path, size and time, one in a pack by its checksum."
+    if isinstance(path, Member): return f"{path.shard.id}/{path.name}", path.size, path.crc
+    about = os.stat(path)
+    name = os.path.realpath(path) if resolve else os.path.abspath(path)
+    return name, about.st_size, about.st_mtime_ns
 
 # %% ../nbs/00_files.ipynb #c011
 _CONVERT = "Convert it: ffmpeg -i {old} {new}"
@@ -383,14 +406,18 @@ _EMPTY = _Look("cannot be decoded: empty (0 bytes)", "Copy it again")
 def _look(path, size, changed):
     "The look at a file of some size and time, and its first bytes."
     with open(path, "rb") as file:
-        head = file.read(512)
-        if not head: return _EMPTY, head
-        is_mp3 = head[:3] == b"ID3" or _frame(int.from_bytes(head[:4], "big"))
-        look_at = _look_at_mp3 if is_mp3 else _LOOKS.get(head[:4])
-        try:
-            return look_at(file, head, size) if look_at else _look_for_frames(file, 0), head
-        except (ValueError, IndexError, struct.error):        # no such header: the decoder will say
-            return _Look(), head
+        return _look_into(file, size)
+
+def _look_into(file, size):
+    "The look at an open file of some size, and its first bytes."
+    head = file.read(512)
+    if not head: return _EMPTY, head
+    is_mp3 = head[:3] == b"ID3" or _frame(int.from_bytes(head[:4], "big"))
+    look_at = _look_at_mp3 if is_mp3 else _LOOKS.get(head[:4])
+    try:
+        return look_at(file, head, size) if look_at else _look_for_frames(file, 0), head
+    except (ValueError, IndexError, struct.error):            # no such header: the decoder will say
+        return _Look(), head
 
 def _times(path, share):
     "How long a file is that holds a share of its sound, and how long it was, in words."
@@ -401,8 +428,8 @@ def _times(path, share):
     return ""
 
 def _patched(path, patch):
-    "A file in memory with the bytes that it lacks."
-    data = Path(path).read_bytes()
+    "A file, or a member of a pack, in memory, with the bytes that it lacks."
+    data = path.read() if isinstance(path, Member) else Path(path).read_bytes()
     place, n, new = patch or (0, 0, b"")
     return io.BytesIO(data[:place] + new + data[place + n:])
 
@@ -446,15 +473,21 @@ def _through_ffmpeg(path, what):
     raise ManifestError(f"{path}: {what} ffmpeg cannot read it either: {''.join(said) or 'no sound in it'}.")
 
 # %% ../nbs/00_files.ipynb #c025b
+def _first_look(path):
+    "The look at a file or a member, and its first bytes."
+    if isinstance(path, Member): return _look_into(io.BytesIO(path.read()), path.size)
+    about = os.stat(path)
+    return _look(str(path), about.st_size, about.st_mtime_ns)
+
 def open_audio(
-    path, # of a file
+    path, # of a file, or a Member
 ):        # (soundfile.SoundFile, what was mended for it or "")
     "A sound file, opened so that all of it is heard. Raises `ManifestError`: what it is, and what to do."
     try:
-        about = os.stat(path)
-        look, head = _look(str(path), about.st_size, about.st_mtime_ns)
+        look, head = _first_look(path)
         if look.fault: raise ManifestError(f"{path}: {look.fault}{_times(path, look.share)}. {look.cure}.")
         mended = (look.patch and not look.samples) or str(path).lower().endswith(".raw")
+        mended = mended or isinstance(path, Member)
         file = sf.SoundFile(_patched(path, look.patch) if mended else path)
         if look.samples and file.frames != look.samples:                 # a wrong guess
             file.close()
@@ -463,7 +496,7 @@ def open_audio(
         raise ManifestError(f"{path}: may not be read ({e.strerror}). Mend that.") from None
     except (sf.LibsndfileError, RuntimeError) as e:
         what = _kind(path, head, getattr(e, "error_string", e))
-        if _ffmpeg_may_know(head): return _through_ffmpeg(path, what)
+        if _ffmpeg_may_know(head) and not isinstance(path, Member): return _through_ffmpeg(path, what)
         raise ManifestError(f"{path}: {what}") from None
     if file.format != "RAW" or Path(path).suffix.lower() in (".gsm", ".vox"): return file, look.note
     file.close()                                                         # by its ending, not by its bytes

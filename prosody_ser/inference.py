@@ -26,7 +26,7 @@ from .confidence import check_abstain, emotion_answer, unusual
 from .config import TrainingError
 from .data import Utterance, groups_of
 from .decoding import DECODERS, blank_stats
-from .files import find_audio
+from .files import find_audio, known_by
 from .folder import leave_interrupts_to_main, new_figure, one_writer
 from .halves import in_parts
 from .heads import normalise_layers
@@ -442,9 +442,9 @@ def _backbone_key(model):
 def _audio_keys(dataset):
     "A name for the audio of each utterance."
     for u in dataset.utterances:
-        path = Path(find_audio(audio_path(u, dataset.audio_base_path))).resolve()
-        file = path.stat()
-        yield f"{path}|{file.st_size}|{file.st_mtime_ns}|{u.start}|{u.end}"
+        path = find_audio(audio_path(u, dataset.audio_base_path), u.start, u.end)
+        name, size, changed = known_by(path, resolve=True)
+        yield f"{name}|{size}|{changed}|{u.start}|{u.end}"
 
 def _at_speed(key, speed):
     "The name of the same audio, faster or slower."

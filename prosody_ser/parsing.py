@@ -115,6 +115,8 @@ def unknown_setting(
     config_class, # where it should have been
 ) -> str:
     "What to say of a setting that does not exist."
+    if name.endswith(".tar"):
+        return "a pattern must come whole, in quotes: --audio_base_path 'corpus-*.tar'"
     near = difflib.get_close_matches(name, [f.name for f in fields(config_class)], 1)
     return f"there is no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else "; see --help")
 

@@ -38,7 +38,7 @@ from prosody_ser.folder import (
 from .audio import audio_path
 from .config import DECODING_SETTINGS, ConfigError, TrainingError
 from .data import Utterance, read_rows
-from .files import find_audio
+from .files import find_audio, known_by
 from .formats import FORMATS, tiers_of, to_csv
 from .text import ManifestError
 
@@ -169,9 +169,8 @@ def _made_by(checkpoint, settings):
 def _key(u, made_by):
     "A name for what a model says of an utterance; None where its file is missing."
     with suppress(ManifestError, OSError):
-        path = find_audio(audio_path(u))
-        about = os.stat(path)
-        key = [os.path.abspath(path), about.st_size, about.st_mtime_ns, u.start, u.end, made_by]
+        path = find_audio(audio_path(u), u.start, u.end)
+        key = [*known_by(path), u.start, u.end, made_by]
         return blake2b(json.dumps(key, default=str).encode(), digest_size=12).hexdigest()
     return None
 

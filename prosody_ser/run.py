@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import cache
 from hashlib import blake2b
 from html import escape
@@ -37,11 +37,13 @@ from prosody_ser.config import (
     non_defaults,
 )
 
+from .audio import audio_digest
 from .data import read_manifest, rows_digest
 from .evaluate import Scores, evaluate_model, metrics_rows, show_html, table_html
 from .evaluation import read_predictions, save_figure
 from .folder import RunRecord, new_figure, numbers_only, one_writer, write_json, write_whole
 from .model import load_checkpoint
+from .pack import is_pack, stage_audio
 from .parsing import unknown_setting
 from .selection import choice_text
 
@@ -99,27 +101,13 @@ def _named_settings(config):
 def _input_digests(config, splits):
     "Digests of the rows and the audio of each split and of the tokenizer's file."
     digests = {f"the rows of {s}_jsonl": rows_digest(rows) for s, rows in splits.items()}
-    sounds = {s: _audio_digest(rows, config.audio_base_path) for s, rows in splits.items()}
-    digests |= {f"the audio files of {s}_jsonl": digest for s, digest in sounds.items() if digest}
+    sounds = {s: audio_digest(rows, config.audio_base_path) for s, rows in splits.items()}
+    kind = "packed audio" if is_pack(config.audio_base_path) else "audio files"     # a run may change over
+    digests |= {f"the {kind} of {s}_jsonl": digest for s, digest in sounds.items() if digest}
     tokenizer = Path(_named_settings(config)["tokenizer_path"])
     if tokenizer.is_file():
         digests["the pieces of tokenizer_path"] = blake2b(tokenizer.read_bytes(), digest_size=16).hexdigest()
     return digests
-
-def _audio_digest(rows, folder, read=128):
-    "Of the sizes of all audio files, and of what some of them hold; None where one is not there."
-    paths = list(dict.fromkeys(os.path.join(folder, u.audio_filepath) for u in rows))
-    digest = blake2b(digest_size=16)
-    try:
-        digest.update(repr([os.stat(p).st_size for p in paths]).encode())
-        for p in paths[::max(1, -(-len(paths) // read))]:
-            with open(p, "rb") as file:
-                for place in (0, os.path.getsize(p) // 2):
-                    file.seek(place)
-                    digest.update(file.read(1 << 16))
-    except OSError:
-        return None
-    return digest.hexdigest()
 
 def _same_value(name, a, b):
     "Whether two values of a setting mean the same: one file can go by many names, and no file by two."
@@ -435,6 +423,13 @@ def write_main(path, what):
 def log_once(what):
     "Print a sentence that holds for every run of a study only once."
     log_main(what)
+
+# %% ../nbs/08_run.ipynb #staged1
+def staged(config, splits):
+    "The settings with the place that audio is read from while the run lasts: its copy, if one is asked for."
+    with main_first():
+        base = stage_audio(config.audio_base_path, config.stage_dir, sum(splits.values(), []))
+    return replace(config, audio_base_path=base)
 
 # %% ../nbs/08_run.ipynb #curves2
 def history_from_log(

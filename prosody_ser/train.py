@@ -46,6 +46,7 @@ from prosody_ser.run import (
     log_main,
     log_once,
     main_first,
+    staged,
     write_history,
     writing_run,
 )
@@ -97,10 +98,9 @@ def _check_metric(config, rows):
 def _check_splits(config, splits, index):
     "What is heard of each utterance of each split; a file is decoded once for all runs of a folder."
     index = index or Path(config.save_dir).parent/"audio_index.jsonl"
-    recheck = config.recheck_audio and is_main_process()
     with main_first():
         return {s: hear_all(rows, config.audio_base_path, f"checking audio: {s}", index=index,
-                            recheck=recheck) for s, rows in splits.items()}
+                            recheck=config.recheck_audio and is_main_process()) for s, rows in splits.items()}
 
 def load_splits(
     config,     # TrainConfig
@@ -111,6 +111,7 @@ def load_splits(
     splits = {s: read_manifest(file) for s, file in files.items() if file}
     _check_labels(splits, files, config.tasks)
     _check_metric(config, splits["val"])
+    config = staged(config, splits)
     others = [u for s, rows in splits.items() for u in rows if s != "train"]
     names = emotion_names(splits["train"], config.emotion_names, others) if "ser" in config.tasks else None
     heard = _check_splits(config, splits, index)
@@ -367,7 +368,7 @@ def _train_refit(config, both, tokenizer, epoch):
 def _refit(config, data, tokenizer, history):
     "Train anew on training and validation rows up to the chosen epoch; the history with what was done."
     run, epoch, (train, val) = Run(config.save_dir), history["best"]["epoch"], (data["train"], data["val"])
-    both = SpeechDataset(train.utterances + val.utterances, config.audio_base_path, train.names,
+    both = SpeechDataset(train.utterances + val.utterances, train.audio_base_path, train.names,
                          np.concatenate([train.seconds, val.seconds]))
     plan = dict(rows=len(both), epoch=epoch, of=config.num_epochs)
     if config.resume and run.refit and plan.items() <= run.refit.items():
