@@ -100,13 +100,13 @@ def read_annotations(
     for file, own in keys.items():
         if len(files) > 1 and not own & set().union(*(other for f, other in keys.items() if f != file)):
             raise ManifestError(f"{file} has no utterance in common with the other files: it is of another "
-                                f"manifest (such as {next(iter(own))[0]}). Give the files of one manifest.")
+                                f"manifest (it has {next(iter(own))[0]}). Give the files of one manifest.")
     if len(found) < 2:
         raise ManifestError(f"{', '.join(map(str, files))}: {len(found)} annotator. Agreement needs two.")
     return found
 
 # %% ../nbs/02c_agreement.ipynb #agr9
-# what annotators said of items: labels (N, A) are indices of the classes, -1: none; owner (N,) is the utterance
+# what annotators said of items: labels (N, A) are indices of the classes, -1: none; owner (N,): utterances
 _Ballots = namedtuple("_Ballots", ["classes", "labels", "owner"])
 
 def _by_utterance(found):
@@ -155,7 +155,8 @@ def _counts(ballots, but=None):
 def _draws(n, resamples, seed):
     "How often each of n utterances is in each drawn set, (resamples, n)."
     rng = np.random.default_rng(seed)
-    return np.stack([np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(resamples)]).astype(float)
+    drawn = (np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(resamples))
+    return np.stack(list(drawn)).astype(float)
 
 def _sums(features, ballots, n):
     "The features of the items (N, F) summed over each utterance, (n, F)."
@@ -187,6 +188,7 @@ def _pairs(ballots, names, draws):
         found[a, b] = dict(first=names[a], second=names[b], items=int(both.sum())) | row, drawn
     return found
 
+# %% ../nbs/02c_agreement.ipynb #agr11b
 def _against_rest(a, ballots, pairs, fleiss, draws):
     "One annotator: mean of Cohen's kappas with the others, Fleiss' kappa without them, and what it gains."
     own = [drawn for pair, (_, drawn) in pairs.items() if a in pair]
@@ -212,8 +214,9 @@ def _task(ballots, names, draws):
     pairs = _pairs(ballots, names, draws)
     rest = {name: _against_rest(a, ballots, pairs, fleiss, draws) for a, name in enumerate(names)}
     return fleiss[0] | dict(
-        items=int((counts.sum(1) > 1).sum()), classes=ballots.classes, pairs=[row for row, _ in pairs.values()],
-        against_rest={k: v for k, v in rest.items() if v}, confusion=_confusion(counts).astype(int).tolist())
+        items=int((counts.sum(1) > 1).sum()), classes=ballots.classes,
+        pairs=[row for row, _ in pairs.values()], against_rest={k: v for k, v in rest.items() if v},
+        confusion=_confusion(counts).astype(int).tolist())
 
 # %% ../nbs/02c_agreement.ipynb #agr13
 def _disagreement(ballots, n):
@@ -250,6 +253,7 @@ def _work(rows):
                 seconds=float(np.median(seconds)) if seconds else None,
                 marked=float(np.mean(marks)) if marks else None)
 
+# %% ../nbs/02c_agreement.ipynb #agr13b
 def agreement(
     found,          # from read_annotations
     resamples=1000, # sets of utterances that are drawn for the intervals
@@ -301,10 +305,11 @@ def _confusion_lines(task):
     yield f"  pairs of labels: {int(np.trace(table))} agree; " + ", ".join(
         f"{a} and {b} {n}" for n, a, b in sorted(pairs, key=lambda p: -p[0])[:5] if n)
 
+# %% ../nbs/02c_agreement.ipynb #agr16b
 def _lines(found, show):
     "The report's lines."
-    yield (f"{found['utterances']} utterances, {found['shared']} of them of two annotators or more (the others "
-           "do not count below)")
+    yield (f"{found['utterances']} utterances, {found['shared']} of them of two annotators or more (the "
+           "others do not count below)")
     yield f"95 % intervals: {found['resamples']} resamples of the utterances, words with them"
     if n := found["other_words"]:
         yield f"{n} utterances have transcripts that differ: only marks on the commonest one are compared"
@@ -345,7 +350,7 @@ def _heat(ax, table, names, form):
 def plot_agreement(
     found, # from agreement
 ):
-    "Heat maps: Cohen's kappa of each pair of annotators in each task, and the emotions' confusion. The figure."
+    "Heat maps of Cohen's kappa of each pair, and of the emotions that are mixed up. Returns the figure."
     tasks, names = [t for t in ("emotion", "prominence") if found[t]], list(found["annotators"])
     fig = new_figure(figsize=(3.6 * max(1, len(tasks) + bool(found["emotion"])), 3.4))
     axes = fig.subplots(1, max(1, len(tasks) + bool(found["emotion"])), squeeze=False)[0]
@@ -383,13 +388,14 @@ def merge(
     names = emotion_names([a.utterance for us in found.values() for a in us.values()])
     rows, counts = [], Counter()
     for us in _by_utterance(found).values():
-        done, first = [a for a in us.values() if not a.skipped], next(iter(us.values()))
-        words = _words_of(us.values())
+        done, words = [a for a in us.values() if not a.skipped], _words_of(us.values())
+        first = next(a for a in us.values() if a.utterance.words == words)    # whose word_times fit, too
         labels = [_kept_name(a.utterance, names) for a in done if a.utterance.emotion is not None]
         marks = [m for a in done if (m := _marks(a, words))]
-        new = dict(emotion=_merged_emotion(labels, how), words=words, prosody_annotations=_merged_marks(marks, how))
-        counts += Counter(skipped=not done, ties=bool(labels) and new["emotion"] is None,
-                          without_emotion=new["emotion"] is None)
+        emotion = _merged_emotion(labels, how)
+        new = dict(emotion=emotion, words=words, prosody_annotations=_merged_marks(marks, how))
+        counts += Counter(skipped=not done, ties=bool(labels) and emotion is None,
+                          without_emotion=emotion is None)
         row = {k: v for k, v in first.row.items() if k not in (*_OWN, *_LABELS, *new)}
         rows.append(row | {k: v for k, v in new.items() if v is not None})
     return rows, dict(counts)
@@ -400,6 +406,7 @@ def _kept_name(u, names):
     "The label of a row in the usual spelling; an index stays one."
     return u.label if isinstance(u.label, int) else name_of(u.label, names)
 
+# %% ../nbs/02c_agreement.ipynb #agr22b
 def merge_file(
     found, # from read_annotations
     path,  # manifest to write; nothing is written over
