@@ -93,8 +93,8 @@ def read_annotations(
         for a in _read_file(file):
             name = home.setdefault(name_key(a.annotator), (file, a.annotator))
             if name[0] != file:
-                raise ManifestError(f"{a.annotator!r} is the annotator of {name[0]} and of {file}. Rename one "
-                                    "of two people; put the files of one person together into one.")
+                raise ManifestError(f"{a.annotator!r} is the annotator of {name[0]} and of {file}. Rename "
+                                    "one of two people; put the files of one person together into one.")
             found.setdefault(name[1], {})[stretch_key(a.utterance)] = a
             keys.setdefault(file, set()).add(stretch_key(a.utterance))
     for file, own in keys.items():
