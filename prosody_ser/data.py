@@ -37,8 +37,8 @@ from prosody_ser.labels import (
     is_mark,
     is_prominent,
     is_soft,
-    shares_of,
     shares_problem,
+    uses_of,
 )
 from prosody_ser.text import (
     ManifestError,
@@ -461,8 +461,8 @@ _EMOTIONS = {
 def _check_one_kind(utterances):
     "Raise ManifestError where some emotions are names and others indices: nothing says which name is 0."
     named = next((u for u in utterances if isinstance(u.label, str)), None)
-    indices = [u for u in utterances if isinstance(u.label, int)]
-    if named and indices:
+    indices = named and [u for u in utterances if isinstance(u.label, int)]
+    if indices:
         first, name = min(indices, key=lambda u: u.label), named.label
         example = f"emotion {first.label} is an index while other rows use names such as {name!r}"
         raise ManifestError(f"{first.source}: {example}. Use one of the two, or give --emotion_names.")
@@ -471,7 +471,7 @@ def emotion_names(utterances: list[Utterance], names: list[str] | None = None, o
     """The classes of a corpus, by index: those of its rows, or the given names (or [a key of `EMOTIONS`]).
     Raises `ManifestError` where some rows have names and others, also of other splits, have indices."""
     if names: return list(_EMOTIONS.get(names[0], names) if len(names) == 1 else names)
-    classes = Counter(c for u in utterances for c in shares_of(u.emotion))
+    classes = uses_of(utterances)
     spellings = {c: n for c, n in classes.items() if isinstance(c, str)}
     usual = sorted(spellings, key=lambda name: (spellings[name], name))               # the last one is kept
     strings = {name_key(name): name for name in usual}.values()

@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../nbs/00_labels.ipynb #labimports
 import warnings
+from collections import Counter
 
 from .text import ManifestError, name_key
 
@@ -34,9 +35,16 @@ def shares_of(emotion):
     by_index = all(name.isdecimal() for name in emotion)
     return {int(name): share for name, share in emotion.items()} if by_index else emotion
 
+def uses_of(utterances):
+    "How many rows name each class."
+    uses = Counter(u.emotion for u in utterances if not is_soft(u.emotion))
+    uses.update(c for u in utterances if is_soft(u.emotion) for c in shares_of(u.emotion))
+    del uses[None]
+    return uses
+
 def classes_of(utterances):
     "All classes that rows name."
-    return {c for u in utterances for c in shares_of(u.emotion)}
+    return {*uses_of(utterances)}
 
 def name_of(emotion, names):
     "A hard label as training would name it among these names; an unknown one as it is."
@@ -111,11 +119,12 @@ class _Index(dict):
 
     def checked(self, u):
         "The index of a row's hard label. Raises ManifestError where one of its classes is none of these."
+        if not is_soft(u.emotion) and u.emotion in self: return self[u.emotion]       # checked before
         n, every = len(self.names), ", ".join(self.names)
         if isinstance(u.emotion, list) and len(u.emotion) != n:
             raise ManifestError(f"{u.source}: emotion has {len(u.emotion)} shares, but the {n} classes are "
                                 f"{every}. Give each its share, in this order, or write names.")
-        for c in shares_of(u.emotion) if is_soft(u.emotion) else (u.emotion,):
+        for c in shares_of(u.emotion):
             if isinstance(self[c], str) or self[c] >= n:
                 count = "" if isinstance(self[c], str) else ", counted from 0"
                 raise ManifestError(f"{u.source}: unknown emotion {c!r}; the {n} classes are {every}{count}. "
