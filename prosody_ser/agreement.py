@@ -96,9 +96,10 @@ def read_annotations(
                 raise ManifestError(f"{a.annotator!r} is the annotator of {name[0]} and of {file}. Rename "
                                     "one of two people; put the files of one person together into one.")
             found.setdefault(name[1], {})[stretch_key(a.utterance)] = a
-            keys.setdefault(file, set()).add(stretch_key(a.utterance))
+            keys.setdefault(file, {})[stretch_key(a.utterance)] = None
     for file, own in keys.items():
-        if len(files) > 1 and not own & set().union(*(other for f, other in keys.items() if f != file)):
+        others = [other for f, other in keys.items() if f != file]
+        if others and own.keys().isdisjoint(set().union(*others)):
             raise ManifestError(f"{file} has no utterance in common with the other files: it is of another "
                                 f"manifest (it has {next(iter(own))[0]}). Give the files of one manifest.")
     if len(found) < 2:
