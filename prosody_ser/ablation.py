@@ -35,9 +35,9 @@ from . import data, evaluation
 from . import folder as own
 from .backbones import encoder_config
 from .config import PATH_SETTINGS, ConfigError, TrainConfig, TrainingError, default_of
-from .data import read_manifest
 from .evaluate import markdown_table, notes_html, plot_runs, score_text, show_html, table_html
 from .evaluation import LOWER_IS_BETTER, METRIC_NAMES, group_runs, run_groups, save_figure
+from .labels import classes_of
 from .selection import MAIN_METRICS, compared_by
 from .text import ManifestError
 from .tracking import close_trackers, with_group
@@ -317,7 +317,7 @@ def make_folds(
     k=None,    # folds; None: one for each speaker
 ) -> list[Path]: # folders of the folds
     "Deal the speakers to folds, always in the same way. Raises `ManifestError` for a row that comes twice."
-    rows = [u for m in manifests for u in read_manifest(m)]
+    rows = [u for m in manifests for u in data.read_manifest(m)]
     if twice := data.duplicate_rows(rows):
         both = " and ".join(u.source for u in twice[0][:2])
         raise ManifestError(f"{both} are the same utterance. Each row must come once, "
@@ -326,7 +326,7 @@ def make_folds(
     for i, splits in enumerate(folds):
         for name, us in zip(_SPLITS, splits, strict=True):
             file = Path(folder)/str(i)/f"{name}.jsonl"
-            if file.is_file() and data.rows_digest(read_manifest(file)) == data.rows_digest(us): continue
+            if file.is_file() and data.rows_digest(data.read_manifest(file)) == data.rows_digest(us): continue
             own.refuse_foreign(folder, [f"{i}/{name}.jsonl"], (), "save_dir")         # other rows, whoever's
             data.write_manifest(us, new := file.with_suffix(f".{os.getpid()}"))
             new.replace(file)                         # in one step: other jobs of a cluster may be reading it
@@ -343,7 +343,7 @@ def given_folds(
                             "val.jsonl and test.jsonl; prosody-ser prepare writes them.")
     tested = {}
     for p in folds:
-        splits = {s: read_manifest(p/f"{s}.jsonl") for s in _SPLITS}
+        splits = {s: data.read_manifest(p/f"{s}.jsonl") for s in _SPLITS}
         _check_disjoint(p, splits)
         for u in splits["test"]:
             if (first := tested.setdefault(data.stretch_key(u), p.name)) != p.name:
@@ -359,9 +359,9 @@ def _check_disjoint(fold, splits):
 # %% ../nbs/10_ablation_study.ipynb #10bcrossvalc008
 def _shared_classes(config, folds):
     "The settings with the classes of all folds, where the training rows of a fold do not show each."
-    splits = {f.name: [read_manifest(f/f"{s}.jsonl") for s in _SPLITS] for f in folds}
+    splits = {f.name: [data.read_manifest(f/f"{s}.jsonl") for s in _SPLITS] for f in folds}
     rows = [u for parts in splits.values() for us in parts for u in us if u.emotion is not None]
-    lacking = [f for f, parts in splits.items() if {u.emotion for u in rows} - {u.emotion for u in parts[0]}]
+    lacking = [f for f, parts in splits.items() if classes_of(rows) - classes_of(parts[0])]
     if config.emotion_names or "ser" not in config.tasks or not lacking: return config
     log_main(f"beware: no training row of fold {', '.join(lacking)} shows some class; it cannot learn that.")
     return replace(config, emotion_names=data.emotion_names(rows))

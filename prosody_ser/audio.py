@@ -23,6 +23,7 @@ import soxr
 
 from .data import Utterance
 from .files import find_audio, known_by, open_audio, part_in
+from .labels import is_prominent
 from .pack import PackError, is_pack
 from .text import ManifestError
 
@@ -515,10 +516,11 @@ def plot_utterance(
     times = utterance.word_times or np.stack([edges[:-1], edges[1:]], 1) if word_times is None else word_times
     marks = utterance.prosody_annotations or [0] * len(words)
     for i, (word, (start, end), mark) in enumerate(zip(words, times, marks, strict=True)):
-        colour, alpha, weight = ("tab:orange", .25, "bold") if mark else ("tab:blue", .08, "normal")
+        look = ("tab:orange", .25, "bold") if is_prominent(mark) else ("tab:blue", .08, "normal")
+        colour, alpha, weight = look
         ax.axvspan(start, end, color=colour, alpha=alpha, lw=0)
         ax.text((start + end) / 2, top * (1 + i % 2 / 4), word, ha="center", fontsize=9, weight=weight)
     ax.set(xlim=(0, seconds), ylim=(-top, 1.6 * top), yticks=[], xlabel="seconds")
-    title = " · ".join(str(x) for x in (utterance.emotion, utterance.speaker) if x is not None)
+    title = " · ".join(str(x) for x in (utterance.label, utterance.speaker) if x is not None)
     ax.set_title(title, loc="left", fontsize=9)
     return ax

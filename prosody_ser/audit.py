@@ -28,6 +28,7 @@ from . import callable_module, data
 from .audio import MENDED, hear
 from .data import Utterance, emotion_names, manifest_rows, read_rows
 from .folder import write_new
+from .labels import is_prominent, name_of, shares_of
 from .text import ManifestError, film_folder, name_key, path_key
 from .tokenizer import WORD_FAULTS, frames_needed, look_alikes, repair_word, strip_punctuation
 
@@ -133,14 +134,13 @@ def _classes(train, names, others=()):
     try:
         return emotion_names(train, names, others), ""
     except ManifestError as e:
-        return sorted({str(u.emotion) for u in train if u.emotion is not None}), str(e)
+        return sorted({str(u.label) for u in train if u.emotion is not None}), str(e)
 
 def _label(u, classes):
-    "The class of a row by name."
+    "The class of a row by name; where it has shares, one that is unknown, else that of the largest."
     if u.emotion is None: return None
-    is_index = isinstance(u.emotion, int) and u.emotion < len(classes) and str(u.emotion) not in classes
-    spelt = {name_key(c): c for c in classes}
-    return classes[u.emotion] if is_index else spelt.get(name_key(u.emotion), str(u.emotion))
+    named = [name_of(c, classes) for c in (u.label, *shares_of(u.emotion))]
+    return next((name for name in named if name not in classes), named[0])
 
 # %% ../nbs/02b_audit.ipynb #c033
 _NUMBERS = "seconds", "peak", "rms", "clipped"  # of full scale 1; rms without the mean; % of the samples
@@ -301,7 +301,7 @@ def _prominence(corpus):
     "The share of prominent words in each split."
     annotated = corpus.rows.dropna(subset="marks")
     marks = annotated[["split", "marks"]].explode("marks").dropna(subset="marks")
-    rates = marks.marks.astype(float).groupby(marks.split, sort=False).mean()
+    rates = is_prominent(marks.marks.astype(float)).groupby(marks.split, sort=False).mean()
     lines = [f"{s}: {100 * rate:.1f} % of the words are prominent" for s, rate in rates.items()]
     entry = "prominence shift" if rates.max() - rates.min() > .05 else "prominence"
     return _finding(entry, lines and len(annotated), len(corpus.rows), lines)

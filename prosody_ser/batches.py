@@ -16,7 +16,7 @@ import numpy as np
 import soxr
 
 from .audio import SAMPLING_RATE, check_audio, load_utterance
-from .data import emotion_ids
+from .labels import emotion_ids, emotion_targets
 
 # %% ../nbs/00c_batches.ipynb #c046
 def change_speed(audio, speed):
@@ -33,17 +33,24 @@ class SpeechDataset:
                  names,           # emotion classes, from emotion_names; None: no emotions
                  seconds=None):   # float (N,): lengths from check_audio; checked here when None
         self.utterances, self.audio_base_path, self.names = utterances, audio_base_path, names
-        self.emotions = emotion_ids(utterances, names)
+        self.emotions, self.targets = emotion_ids(utterances, names), emotion_targets(utterances, names)
         self.seconds = check_audio(utterances, audio_base_path) if seconds is None else seconds
 
     def __len__(self):
         return len(self.utterances)
 
+    @property
+    def class_counts(self):
+        "Utterances of each class, (C,); one with shares counts in each of its classes with its share."
+        if self.targets is self.emotions or not isinstance(self.targets[0], list):
+            return [self.emotions.count(i) for i in range(len(self.names or []))]
+        return [sum(max(0.0, target[i]) for target in self.targets) for i in range(len(self.names))]
+
     def __getitem__(self, i):  # row, or (row, speed) from SpeedPerturbSampler
         i, speed = i if isinstance(i, tuple) else (i, 1.0)
         u = self.utterances[i]
         return dict(audio=change_speed(load_utterance(u, self.audio_base_path), speed), words=u.words,
-                    prosody=u.prosody_annotations, emotion=self.emotions[i], row=i)
+                    prosody=u.prosody_annotations, emotion=self.targets[i], row=i)
 
 # %% ../nbs/00c_batches.ipynb #d041
 def padding_waste(batches, seconds):

@@ -27,6 +27,7 @@ from prosody_ser.config import (
     BACKBONES,
     MISSING,
     PATH_SETTINGS,
+    AgreementConfig,
     ConfigError,
     EvaluateConfig,
     ExportConfig,
@@ -205,6 +206,10 @@ def _pack(config):
     from prosody_ser.pack import pack_command
     pack_command(config)
 
+def _agreement(config):
+    from prosody_ser.agreement import agreement_command
+    agreement_command(config)
+
 def _publish(config):
     from prosody_ser.hub import publish_command
     publish_command(config)
@@ -371,6 +376,7 @@ COMMANDS = dict(
     predict=_Command(PredictConfig, _predict), export=_Command(ExportConfig, _export),
     serve=_Command(ServeConfig, _serve), publish=_Command(PublishConfig, _publish),
     prepare=_Command(_PrepareConfig, _prepare), pack=_Command(PackConfig, _pack),
+    agreement=_Command(AgreementConfig, _agreement),
     audit=_Command(_AuditConfig, _audit, more=_EXIT), tokenizer=_Command(_TokenizerConfig, _tokenizer),
     lm=_Command(_LMConfig, _lm), memory=_Command(_MemoryConfig, _memory))
 

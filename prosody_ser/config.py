@@ -6,8 +6,8 @@
 __all__ = ['TASKS', 'BACKBONES', 'FRAME_RATE', 'TINY_FRAME_RATE', 'POOLINGS', 'CTC_REDUCTIONS', 'CTC_DEFAULTS', 'TRACKERS',
            'DECODING_SETTINGS', 'LOGGING_SETTINGS', 'EXECUTION_SETTINGS', 'PATH_SETTINGS', 'ConfigError',
            'TrainingError', 'setting', 'expand_path', 'Settings', 'is_required', 'default_of', 'non_defaults',
-           'DecodingSettings', 'TrainConfig', 'unused_settings', 'EvaluateConfig', 'GatherConfig', 'PredictConfig',
-           'ExportConfig', 'PublishConfig', 'PackConfig', 'ServeConfig']
+           'DecodingSettings', 'TrainConfig', 'unused_settings', 'EvaluateConfig', 'GatherConfig', 'AgreementConfig',
+           'PredictConfig', 'ExportConfig', 'PublishConfig', 'PackConfig', 'ServeConfig']
 
 # %% ../nbs/01_config.ipynb #imports
 import math
@@ -492,6 +492,19 @@ class GatherConfig(Settings):
     out: str = setting(
         "runs/comparison", "folder for the tables (Markdown, CSV) and the figure (PNG)", path=True)
     ignore: list[str] | None = setting(None, "settings that are not compared, such as audio_base_path")
+
+# %% ../nbs/01_config.ipynb #agreementconfig
+@dataclass(kw_only=True)
+class AgreementConfig(Settings):
+    "Do annotators agree? Kappa with intervals, who disagrees, what to discuss; and one manifest of all."
+    annotations: list[str] = setting(MISSING, "annotation files, one of each annotator", positional=True,
+                                     path=True)
+    merge: str | None = setting(None, "write the labels of all to this new manifest", path=True)
+    labels: str = setting("majority", "of --merge: majority, or soft (shares of the annotators)",
+                          choices=["majority", "soft"])
+    show: int = setting(10, "utterances to discuss that are printed")
+    plot: str | None = setting(None, "PNG: kappa of each pair, confusion of the emotions", path=True)
+    json: bool = setting(False, "print all as JSON")
 
 # %% ../nbs/01_config.ipynb #usesc
 @dataclass(kw_only=True)

@@ -27,6 +27,19 @@ from sys import intern, maxsize
 
 import numpy as np
 
+from prosody_ser.labels import (
+    LAST_INDEX,
+    NO_NAMES,
+    emotion_ids,
+    hard_label,
+    is_class,
+    is_emotion,
+    is_mark,
+    is_prominent,
+    is_soft,
+    shares_problem,
+    uses_of,
+)
 from prosody_ser.text import (
     ManifestError,
     check_text,
@@ -45,8 +58,8 @@ class Utterance:
     "One row of a manifest."
     audio_filepath: str                           # path of the audio, absolute or relative to audio_base_path
     words: list[str] | None = None                # the transcript; None: the row does not train ASR
-    prosody_annotations: list[int] | None = None  # 0/1 for each word; None: the row does not train prosody
-    emotion: int | str | None = None              # index or name; None: the row does not train SER
+    prosody_annotations: list[float] | None = None  # 0/1 or a share a word; None: no prosody trained
+    emotion: int | str | dict | list | None = None  # index, name, shares; None: no SER trained
     speaker: str | None = None                    # splits share no speaker
     id: str | None = None                         # any name for the row
     start: float | None = None                    # seconds: where the utterance begins in its file
@@ -58,6 +71,11 @@ class Utterance:
     @property
     def text(self):
         return None if self.words is None else " ".join(self.words)
+
+    @property
+    def label(self):
+        "The emotion as one name or index: where there are shares, the class with the largest one."
+        return hard_label(self.emotion)
 
 # %% ../nbs/00_data.ipynb #c008
 _FIELDS = tuple(f for f in Utterance.__dataclass_fields__ if f not in ("source", "audio_base_path"))
@@ -78,15 +96,17 @@ def _row_problems(row):
     if words is not None and not (isinstance(words, list) and words and all(_is_word(w) for w in words)):
         problem = f"words must be a list of non-empty strings, got {_short(words)}"
         yield "words", problem, "Give the words, or null when there is no transcript."
-    if marks is not None and not (isinstance(marks, list) and all(mark in (0, 1) for mark in marks)):
-        problem = f"prosody_annotations must be a list of 0 and 1, got {_short(marks)}"
+    if marks is not None and not (isinstance(marks, list) and all(map(is_mark, marks))):
+        problem = f"prosody_annotations must be a list of 0 and 1, or shares between, got {_short(marks)}"
         yield "prosody_annotations", problem, "Use null where prominence was not annotated."
     if marks is not None and words is None:
         yield "prosody_annotations", "prosody_annotations without words", "Add the words that they belong to."
     if isinstance(words, list) and isinstance(marks, list) and (w := len(words)) != (m := len(marks)):
-        yield "length mismatch", f"{w} words but {m} prosody_annotations", "Give one 0/1 for each word."
-    if not _is_emotion(emotion):
-        problem = f"emotion must be a name or an index from 0 to {_LAST_INDEX}, got {_short(emotion)}"
+        yield "length mismatch", f"{w} words but {m} prosody_annotations", "Give one mark for each word."
+    if is_soft(emotion) and (problem := shares_problem(emotion)):
+        yield "emotion", f"{problem}, got {_short(emotion)}", _GIVE_SHARES
+    elif not is_emotion(emotion):
+        problem = f"emotion must be a name or an index from 0 to {LAST_INDEX}, got {_short(emotion)}"
         yield "emotion", problem, "Use null where the emotion is unknown."
     if not _is_speaker(speaker):
         problem = f"speaker must be a name or a number, got {_short(speaker)}"
@@ -104,15 +124,10 @@ def _is_word(x):
 def _is_path(x):
     return type(x) is str and x != "" and not x.isspace() and "\0" not in x
 
-_LAST_INDEX = 999                            # of an emotion: a larger one is no class, but a slip
-_NO_NAMES = {"nan", "<na>", "null"}          # what tables write for an empty cell
-
-def _is_emotion(x):
-    if type(x) is str: return (name_key(x) or "nan") not in _NO_NAMES
-    return x is None or (type(x) is int and 0 <= x <= _LAST_INDEX)
+_GIVE_SHARES = 'Give each class its share of the listeners, such as {"anger": 0.6, "joy": 0.4}.'
 
 def _is_speaker(x):
-    if type(x) is str: return name_key(x) not in {*_NO_NAMES, "none"}
+    if type(x) is str: return name_key(x) not in {*NO_NAMES, "none"}
     return x is None or type(x) is int or (type(x) is float and not math.isinf(x))
 
 def _is_span(start, end):
@@ -178,7 +193,7 @@ class _Names(dict):
 class _Kept:
     "What rows of one manifest share."
     def __init__(self):
-        self.words, self.speakers, self.emotions = _Words(), _Names(_is_speaker), _Names(_is_emotion)
+        self.words, self.speakers, self.emotions = _Words(), _Names(_is_speaker), _Names(is_class)
 
 # %% ../nbs/00_data.ipynb #parse1
 _scan_json = json.JSONDecoder().scan_once
@@ -199,11 +214,14 @@ def _utterance(row, kept, source, base):
     "A row, parsed JSON, as an utterance. Raises ValueError, TypeError or AttributeError for a wrong one."
     path, words, marks, emotion, speaker, id, first, last, times = map(row.get, _FIELDS)
     right = _is_path(path) and _is_span(first, last) and type(speaker) is not bool
-    right = right and (type(emotion) is str or _is_emotion(emotion))
+    right = right and (type(emotion) is str or is_emotion(emotion))
     right = right and (words is None or (words and type(words) is list))
-    right = right and (marks is None or len(marks) == len(words) == marks.count(0) + marks.count(1))
+    right = right and (marks is None or len(marks) == len(words) == marks.count(0) + marks.count(1)
+                       or (len(marks) == len(words) and type(marks) is list and all(map(is_mark, marks))))
     words = words and list(map(kept.words.__getitem__, words))
     if not right: raise ValueError
+    if type(emotion) is dict:
+        emotion = {kept.emotions[name]: share for name, share in emotion.items()}
     emotion = kept.emotions[emotion] if type(emotion) is str else emotion
     speaker = kept.speakers[speaker]
     return Utterance(path, words, marks, emotion, speaker, id, first, last, times, source, base)
@@ -345,13 +363,13 @@ def _folders(path):
 # %% ../nbs/00_data.ipynb #d008
 def _totals(utterances, seconds=None):
     "Counts of a list of utterances: what is counted -> text."
-    marks = Counter(mark for u in utterances for mark in u.prosody_annotations or ())
+    marks = Counter(is_prominent(mark) for u in utterances for mark in u.prosody_annotations or ())
     length = {} if seconds is None else {
         "minutes": f"{sum(seconds) / 60:.1f}", "median seconds": f"{np.median(seconds):.1f}"}
     return {"utterances": str(len(utterances)), **length,
             "speakers or films": str(len({*groups_of(utterances)} - {None})),
             "words": str(sum(len(u.words or ()) for u in utterances)),
-            "prominent words": f"{100 * marks[1] / marks.total():.0f} %" if marks else "none"}
+            "prominent words": f"{100 * marks[True] / marks.total():.0f} %" if marks else "none"}
 
 class Manifest(list):
     "The utterances of a manifest: a list that a notebook shows as a table. A slice is a Manifest too."
@@ -378,7 +396,7 @@ class Manifest(list):
 
     def _repr_html_(self):
         "Counts and the first rows; no audio is read."
-        emotions = Counter(str(u.emotion) for u in self if u.emotion is not None)
+        emotions = Counter(str(u.label) for u in self if u.emotion is not None)
         counts = _totals(self) | {"emotions": ", ".join(f"{e} {n}" for e, n in sorted(emotions.items()))}
         fields = "audio_filepath", "speaker", "emotion", "text"
         first = [["" if (x := getattr(u, f)) is None else str(x) for f in fields] for u in self[:4]]
@@ -442,50 +460,23 @@ _EMOTIONS = {
 # %% ../nbs/00_data.ipynb #c030
 def _check_one_kind(utterances):
     "Raise ManifestError where some emotions are names and others indices: nothing says which name is 0."
-    named = next((u for u in utterances if isinstance(u.emotion, str)), None)
-    indices = [u for u in utterances if isinstance(u.emotion, int)]
-    if named and indices:
-        first, name = min(indices, key=lambda u: u.emotion), named.emotion
-        example = f"emotion {first.emotion} is an index while other rows use names such as {name!r}"
+    named = next((u for u in utterances if isinstance(u.label, str)), None)
+    indices = named and [u for u in utterances if isinstance(u.label, int)]
+    if indices:
+        first, name = min(indices, key=lambda u: u.label), named.label
+        example = f"emotion {first.label} is an index while other rows use names such as {name!r}"
         raise ManifestError(f"{first.source}: {example}. Use one of the two, or give --emotion_names.")
 
 def emotion_names(utterances: list[Utterance], names: list[str] | None = None, others=()) -> list[str]:
     """The classes of a corpus, by index: those of its rows, or the given names (or [a key of `EMOTIONS`]).
     Raises `ManifestError` where some rows have names and others, also of other splits, have indices."""
     if names: return list(_EMOTIONS.get(names[0], names) if len(names) == 1 else names)
-    spellings = Counter(u.emotion for u in utterances if isinstance(u.emotion, str))
+    classes = uses_of(utterances)
+    spellings = {c: n for c, n in classes.items() if isinstance(c, str)}
     usual = sorted(spellings, key=lambda name: (spellings[name], name))               # the last one is kept
     strings = {name_key(name): name for name in usual}.values()
-    numbers = {u.emotion: u.source for u in utterances if isinstance(u.emotion, int)}
     _check_one_kind([*utterances, *others])
-    return sorted(strings) or [str(i) for i in range(1 + max(numbers, default=-1))]
-
-# %% ../nbs/00_data.ipynb #c031
-def check_indices(utterances, names, meant=None):
-    """Raise ManifestError for an index where the classes were collected from names.
-    meant: whether their order was given, so that 0 is the first; None (older models): warn if sorted."""
-    indices = (u for u in utterances if isinstance(u.emotion, int))
-    first = next((u for u in indices if str(u.emotion) not in names), None)
-    if meant or first is None or (meant is None and names != sorted(names)): return
-    problem = f"{first.source}: emotion {first.emotion} is an index, but the model was trained on names, of "
-    problem += f"which none is number {first.emotion}: {', '.join(names)}. Write the names in the manifest."
-    if meant is None: return warnings.warn(problem, stacklevel=2)
-    raise ManifestError(problem)
-
-def emotion_ids(utterances, names):
-    """The class of each utterance: its index among the names; -100 without a label, or without names.
-    Raises `ManifestError` for an emotion that is not among them."""
-    if not names: return [-100] * len(utterances)
-    index = {name_key(name): i for i, name in enumerate(names)}
-    ids, found = [], {e: index.get(name_key(e), e) for e in {u.emotion for u in utterances}}
-    for u in utterances:
-        ids.append(-100 if u.emotion is None else found.get(u.emotion, u.emotion))
-        if isinstance(ids[-1], str) or ids[-1] >= len(names):
-            count = "" if isinstance(ids[-1], str) else ", counted from 0"
-            raise ManifestError(f"{u.source}: unknown emotion {u.emotion!r}; the {len(names)} classes are "
-                                f"{', '.join(names)}{count}. Correct the label, or give all by "
-                                "--emotion_names.")
-    return ids
+    return sorted(strings) or [str(i) for i in range(1 + max(classes, default=-1))]
 
 # %% ../nbs/00_data.ipynb #c034
 def _deal(sizes, shares, seed):
@@ -571,10 +562,12 @@ def describe(splits: dict, names: list[str] | None, seconds: dict | None = None)
         ids = Counter(emotion_ids(rows, names))
         counts = {name: str(ids[i]) for i, name in classes.items()}
         columns += [{"": split} | _totals(rows, seconds and seconds[split]) | counts] if rows else []
+    soft = sum(is_soft(u.emotion) for rows in splits.values() for u in rows)
     unread = sorted({name for rows in splits.values() for name in getattr(rows, "unread", ())})
     lines = [[head, *(column[head] for column in columns)] for head in (columns or [[]])[0]]
     first, *widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)] or [0]
     table = ["  ".join([head.ljust(first), *map(str.rjust, cells, widths)]) for head, *cells in lines]
+    table += [f"{soft} soft labels: counted as the emotion with the largest share"] * bool(soft)
     return "\n".join(table + [f"fields that are not read: {', '.join(unread)}"] * bool(unread))
 
 # %% ../nbs/00_data.ipynb #cut1

@@ -35,8 +35,9 @@ from . import evaluation
 from .audio import SAMPLING_RATE, load_audio
 from .batches import SpeechDataset
 from .config import EvaluateConfig
-from .data import check_indices, read_manifest
+from .data import read_manifest
 from .folder import free_for_tables, new_figure, numbers_only, one_writer, to_json, write_whole
+from .labels import check_indices, is_prominent
 from .pack import stage_audio
 from .parsing import from_parameters
 from .selection import floor_warnings
@@ -206,11 +207,18 @@ def _calibration_note(calibration, metrics):
     return (f"temperature {c['temperature']:.3f}: {error} (on the {c['rows']} validation rows it was fitted "
             f"on: {c['ece_before']:.3f} and {c['ece_after']:.3f})")
 
+def _soft_note(metrics):
+    "How shares of listeners were scored; a list."
+    n, words = (metrics.get(f"{task}/soft_n", 0) for task in ("ser", "prosody"))
+    counts = [f"{n} utterances are scored by their largest share"] * bool(n)
+    counts += [f"{words} words are prominent where more than half of the listeners marked them"] * bool(words)
+    return ["soft labels: " + ", ".join(counts)] if counts else []
+
 def _notes(metrics, settings):
     "Sentences to read with the scores."
     drawn, calibration = settings.get("intervals"), settings.get("calibration")
     notes = [settings["choice"]] if "choice" in settings else []
-    notes += [evaluation.describe_intervals(drawn)] if drawn else []
+    notes += _soft_note(metrics) + ([evaluation.describe_intervals(drawn)] if drawn else [])
     if calibration:
         notes += [_calibration_note(calibration, metrics)]
     elif "ser/ece" in metrics:
@@ -369,7 +377,7 @@ def _words_html(record):
     words, marks, prominence = (record.get(k) for k in ("words", "prosody_annotations", "prominence"))
     if not words or not prominence: return escape(record.get("text") or "")
     def one(word, mark, p):
-        kind = "word marked" if mark else "word"
+        kind = "word marked" if is_prominent(mark) else "word"
         return f'<span class="{kind}" style="--p:{100 * p:.0f}%" title="{p:.2f}">{escape(word)}</span>'
     return " ".join(map(one, words, marks or [0] * len(words), prominence))
 

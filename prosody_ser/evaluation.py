@@ -22,6 +22,7 @@ from scipy.special import log_softmax, softmax
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix, roc_auc_score
 
 from .folder import new_figure, save_figure, to_json, write_whole
+from .labels import is_prominent
 from .text import ManifestError, clean, read_text
 
 # %% ../nbs/07_evaluation.ipynb #c032
@@ -353,11 +354,12 @@ def _prosody_scores(counts):
             "prosody/recall": recall, "prosody/accuracy": accuracy}
 
 def prosody_metrics(
-    marks,         # 0/1 of every labelled word
+    marks,         # of every labelled word: 0/1, or shares, of which those above .5 are prominent
     probabilities, # of being prominent
 ) -> dict:
     "F1, precision, recall and accuracy of prominent words and ROC-AUC, with floors."
-    marks, probabilities = np.asarray(marks, int), np.asarray(probabilities, float)
+    marks = is_prominent(np.asarray(marks, float)).astype(int)
+    probabilities = np.asarray(probabilities, float)
     auc = {}
     if 0 < marks.mean() < 1:                                                # needs both kinds of words
         auc = {"prosody/roc_auc": float(roc_auc_score(marks, probabilities)), "prosody/roc_auc_floor": 0.5}
@@ -373,6 +375,10 @@ def _words(records, key):
     "The values of all words in one list."
     return [x for r in records for x in r[key]]
 
+def _soft(task, are_soft):
+    "How many labels are shares, which a score takes for the larger part; nothing where none is."
+    return {f"{task}/soft_n": sum(are_soft)} if any(are_soft) else {}
+
 def score(
     records, # from predict or read_predictions
 ) -> dict:
@@ -380,11 +386,12 @@ def score(
     metrics = {}
     if rows := with_emotion(records):
         metrics |= ser_metrics([r["emotion"] for r in rows], [r["predicted_emotion"] for r in rows])
-        metrics |= confidence_metrics(rows)
+        metrics |= confidence_metrics(rows) | _soft("ser", ["emotion_shares" in r for r in rows])
     if rows := _having("text", records):
         metrics |= asr_metrics([r["text"] for r in rows], [r["hypothesis"] for r in rows]) | _ctc_health(rows)
     if rows := _having("prosody_annotations", records):
-        metrics |= prosody_metrics(_words(rows, "prosody_annotations"), _words(rows, "prominence"))
+        marks, p = _words(rows, "prosody_annotations"), _words(rows, "prominence")
+        metrics |= prosody_metrics(marks, p) | _soft("prosody", [0 < mark < 1 for mark in marks])
     return metrics
 
 # %% ../nbs/07_evaluation.ipynb #c006
@@ -448,6 +455,7 @@ def _draw_asr(records, owner, *draws):
 def _draw_prosody(records, owner, *draws):
     "Scores (resamples,) of the prominent words in each drawn set."
     marks, p = (np.array(_words(records, k), float) for k in ("prosody_annotations", "prominence"))
+    marks = is_prominent(marks).astype(float)
     owner = owner.repeat([len(r["prosody_annotations"]) for r in records])                  # (M,) words
     counts = np.eye(4)[(2 * marks + (p > .5)).astype(int)].reshape(-1, 2, 2)                # (M, 2, 2)
     auc = {"prosody/roc_auc": _drawn_auc(marks, p, owner, *draws)}

@@ -100,9 +100,15 @@ def log_prior(
     "Logarithm of each class's share of the training rows."
     return [math.log(max(n, 0.5) / sum(counts)) for n in counts]
 
+def _class_losses(logits, weights, gamma):  # (B, C), (C,), float -> (B, C)
+    "The loss of each row if a class were its label."
+    nll = -logits.log_softmax(-1)
+    losses = nll if weights is None else nll * logits.new_tensor(weights)
+    return (1 - (-nll).exp()).clamp(min=1e-6) ** gamma * losses if gamma else losses
+
 def emotion_losses(
     logits,       # (B, C)
-    emotion,      # (B,) class, -100: no label
+    emotion,      # (B,) class, or (B, C) shares of the classes; -100: no label
     weights=None, # (C,) from class_weights; None: all 1
     shift=None,   # (C,) added to the logits while learning: tau times log_prior; None: 0
     gamma=0.0,    # of the focal loss; 0: cross entropy
@@ -111,6 +117,7 @@ def emotion_losses(
     logits, known = logits.float(), emotion.clamp(min=0)
     if shift is not None:
         logits = logits + logits.new_tensor(shift)
+    if emotion.dim() == 2: return (known * _class_losses(logits, weights, gamma)).sum(-1)
     nll = F.cross_entropy(logits, emotion, ignore_index=-100, reduction="none")       # (B,)
     if weights is not None:
         nll = nll * logits.new_tensor(weights)[known]

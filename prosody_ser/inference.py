@@ -30,6 +30,7 @@ from .files import find_audio, known_by
 from .folder import leave_interrupts_to_main, new_figure, one_writer
 from .halves import in_parts
 from .heads import normalise_layers
+from .labels import is_soft
 from .model import Collator, check_can_spell, load_checkpoint
 from .text import ManifestError
 from .tokenizer import frames_needed, given_words
@@ -355,6 +356,8 @@ def to_records(
         r = dict(id=u.id or u.audio_filepath, speaker=u.speaker, group=groups[i],
                  audio_filepath=u.audio_filepath, start=u.start, end=u.end,
                  emotion=names[emotion] if emotion >= 0 else None)
+        if is_soft(u.emotion):
+            r["emotion_shares"] = u.emotion
         if "emotion_logits" in row:
             r |= _emotion_record(row["emotion_logits"], names, temperature)
         if "tokens" in row:
@@ -528,7 +531,7 @@ class CachedDataset:
                  dataset, # SpeechDataset
                  cache):  # FeatureCache that holds it
         self.dataset, self.cache, self.keys = dataset, cache, list(_audio_keys(dataset))
-        self.utterances, self.emotions = dataset.utterances, dataset.emotions
+        self.utterances, self.emotions, self.targets = dataset.utterances, dataset.emotions, dataset.targets
         self.names, self.seconds = dataset.names, dataset.seconds
 
     def __len__(self):
@@ -538,4 +541,4 @@ class CachedDataset:
         i, speed = i if isinstance(i, tuple) else (i, 1.0)
         u, states = self.utterances[i], np.array(self.cache(_at_speed(self.keys[i], speed)))
         return dict(states=torch.from_numpy(states), words=u.words, prosody=u.prosody_annotations,
-                    emotion=self.emotions[i], row=i)
+                    emotion=self.targets[i], row=i)

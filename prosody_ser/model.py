@@ -144,12 +144,12 @@ class Collator:
         tokens, token_word = zip(*(self._encode(w) for w in words), strict=True)
         marks = [r["prosody"] or [-100] * max(1, len(w)) for r, w in zip(rows, words, strict=True)]
         return _pad_audio(rows) | dict(
-            emotion=torch.tensor([r["emotion"] for r in rows]),                      # (B,)
+            emotion=torch.tensor([r["emotion"] for r in rows]),                      # (B,) or (B, C)
             targets=_pad(tokens),                                                    # (B, L)
             target_lengths=torch.tensor([len(t) for t in tokens]),                   # (B,)
             token_word=_pad(token_word),                                             # (B, L)
             word_counts=torch.tensor([len(w) for w in words]),                       # (B,)
-            prosody=_pad(marks),                                                     # (B, W)
+            prosody=_pad(marks, dtype=torch.float),                                  # (B, W)
             row=torch.tensor([r["row"] for r in rows]))                              # (B,)
 
 # %% ../nbs/06_model.ipynb #n021
@@ -158,10 +158,11 @@ def _labelled_mean(losses, labelled):
     if not labelled.any() and world_size() == 1: return None
     return losses.sum() / global_mean(labelled.sum())[0]
 
-def _emotion_loss(logits, emotion, options):  # (B, C), (B,) -> scalar
+def _emotion_loss(logits, emotion, options):  # (B, C), (B,) or (B, C) -> scalar
     "Cross entropy over the emotions."
     if emotion is None: return None
-    return _labelled_mean(emotion_losses(logits, emotion, **options), emotion >= 0)
+    labelled = emotion.view(len(emotion), -1)[:, 0] >= 0                         # (B,)
+    return _labelled_mean(emotion_losses(logits, emotion, **options), labelled)
 
 def _prominence_loss(logits, prosody, positive_weight):  # (B, W), (B, W) -> scalar
     "Binary cross entropy over words."

@@ -66,7 +66,7 @@ def can_be_scored(
     "Whether right answers to these rows have this score."
     ctc = dict(blank_rate=0, tokens=0, reference_tokens=0, feasible=True)
     def right(u):
-        emotion = None if u.emotion is None else str(u.emotion)
+        emotion = None if u.emotion is None else str(u.label)
         return ctc | dict(emotion=emotion, predicted_emotion=emotion, text=u.text, hypothesis=u.text,
                           prosody_annotations=u.prosody_annotations, prominence=u.prosody_annotations)
     return metric == "skill" or metric in score([right(u) for u in utterances])

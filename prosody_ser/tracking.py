@@ -24,6 +24,7 @@ from .data import Utterance
 from .evaluate import CLIP_SECONDS, markdown_table
 from .evaluation import ctc_advice, read_predictions, save_confusion, save_figure, with_emotion
 from .folder import new_figure, write_json
+from .labels import is_prominent
 from .model import Collator
 from .text import ManifestError
 
@@ -193,7 +194,8 @@ _COLUMNS = ["id", "reference", "hypothesis", "emotion", "predicted", "probabilit
 
 def _star_prominent(words, prominent):
     "Join words, the prominent ones between stars."
-    return " ".join(f"*{w}*" if p else w for w, p in zip(words or [], prominent or [], strict=False))
+    return " ".join(f"*{w}*" if is_prominent(p) else w
+                    for w, p in zip(words or [], prominent or [], strict=False))
 
 def _table_row(record):
     "A record of `predict` as a row of the table, in the order of _COLUMNS."
@@ -202,7 +204,7 @@ def _table_row(record):
     return [record["id"], record.get("text"), record.get("hypothesis"),
             record["emotion"], predicted, probability,
             _star_prominent(words, record.get("prosody_annotations")),
-            _star_prominent(words, [p > .5 for p in record.get("prominence", [])])]
+            _star_prominent(words, record.get("prominence"))]
 
 def _load_clip(record, config):
     "The first seconds (S,) of an utterance; None where they are not to be sent, or cannot be read."

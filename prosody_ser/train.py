@@ -187,10 +187,10 @@ def build_model(
 ):             # ProsodySER
     "The model that the settings describe: pretrained backbone, fresh heads, the same for the same seed."
     set_seed(config.seed)
-    counts = [train.emotions.count(i) for i in range(len(train.names or []))]
+    counts = train.class_counts
     ser = _emotion_loss_options(config, counts) if sum(counts) else {}
     options = {name: getattr(config, name) for name in _MODEL_SETTINGS}
-    numbered = any(isinstance(u.emotion, int) for u in train.utterances)
+    numbered = any(isinstance(u.label, int) for u in train.utterances)
     options["emotion_indices"] = numbered or bool(config.emotion_names)
     model = create_model(train.names, tokenizer, config.backbone, config.backbone_path, ser=ser, **options)
     if config.freeze_backbone:

@@ -68,9 +68,9 @@ FIELDS = {
     "audio_filepath": no("audio_filepath is missing", ABSENT, None, 3, 2.5, True, [], {}, "", " ", "\t", ["a.wav"], "a\0.wav"),
     "words": no("words must be a list of non-empty strings", 5, 2.5, True, {}, "me kɔ", [1, 2], [None, "a"], [[], "a"], ["", "a"], [" ", "a"], ["a", "\n"], [], "NaN")
     + no("prosody_annotations without words", ABSENT, None, math.nan) + no("1 words but 2", ["a"]) + no("3 words but 2", ["a", "b", "c"]),
-    "prosody_annotations": no("prosody_annotations must be a list of 0 and 1", 1, "01", True, {}, [2, 0], ["0", "1"], [0.5, 1], [-1, 0], [None, 0], [[0], [1]], [math.nan] * 2, ["x"] * 2)
+    "prosody_annotations": no("prosody_annotations must be a list of 0 and 1", 1, "01", True, {}, [2, 0], ["0", "1"], [1.5, 1], [-1, 0], [None, 0], [[0], [1]], [math.nan] * 2, ["x"] * 2)
     + no("2 words but 1", [0]) + no("2 words but 3", [0, 1, 1]) + no("2 words but 0", []) + yes([1, 0], [True, False], [1.0, 0.0]) + yes(None, ABSENT, None, math.nan),
-    "emotion": no("emotion must be", [], {}, True, 1.5, -1, "", " ", "\n", ["joy"], {"joy": 1}, math.inf, 10**9, 10**30, "nan", "<NA>", "null")
+    "emotion": no("emotion must be", [], {}, True, 1.5, -1, "", " ", "\n", ["joy"], {"joy": "1"}, math.inf, 10**9, 10**30, "nan", "<NA>", "null")
     + yes("joy", " joy\t") + yes(2, 2.0) + yes(None, ABSENT, None, math.nan),
     "speaker": no("speaker must be", [], {}, True, ["a"], {"id": 1}, "nan", "None", "<NA>", "null", math.inf) + yes(None, ABSENT, "", " ", None, math.nan) + yes("7", 7, 7.0, " 7"),
     "start": no("is not a stretch of time", "a", [], {}, -1, -0.1, True, 1e9, math.inf, "0.1", "", 0.8, "0:01") + yes(None, ABSENT, None, math.nan) + yes(0, 0),
