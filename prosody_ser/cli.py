@@ -275,7 +275,7 @@ def _plot_splits(config, splits, segment):
 class _PrepareConfig(Settings):
     "Write manifests, speaker-disjoint splits and folds of a public corpus."
     corpus: str = setting(MISSING, "which corpus it is", positional=True,
-                          choices=["emodb", "iemocap", "ravdess", "cremad"])
+                          choices=["emodb", "iemocap", "ravdess", "cremad", "nemo"])
     source: str = setting(MISSING, "folder that it was unpacked to: --audio_base_path of the manifests",
                           positional=True, path=True)
     out: str = setting(MISSING, "folder for the manifests", positional=True, path=True)
