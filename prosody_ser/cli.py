@@ -28,6 +28,7 @@ from prosody_ser.config import (
     MISSING,
     PATH_SETTINGS,
     ConfigError,
+    ConvertConfig,
     EvaluateConfig,
     ExportConfig,
     GatherConfig,
@@ -195,6 +196,10 @@ def _predict(config):
 def _export(config):
     from prosody_ser.export import export_command
     export_command(config)
+
+def _convert(config):
+    from prosody_ser.convert import convert_command
+    convert_command(config)
 
 def _serve(config):
     from prosody_ser.serve import serve_command
@@ -365,7 +370,7 @@ COMMANDS = dict(
     compare=_Command(_CompareConfig, _compare, more=_PAIRED),
     predict=_Command(PredictConfig, _predict), export=_Command(ExportConfig, _export),
     serve=_Command(ServeConfig, _serve), publish=_Command(PublishConfig, _publish),
-    prepare=_Command(_PrepareConfig, _prepare),
+    prepare=_Command(_PrepareConfig, _prepare), convert=_Command(ConvertConfig, _convert),
     audit=_Command(_AuditConfig, _audit, more=_EXIT), tokenizer=_Command(_TokenizerConfig, _tokenizer),
     lm=_Command(_LMConfig, _lm), memory=_Command(_MemoryConfig, _memory))
 

@@ -7,7 +7,7 @@ __all__ = ['TASKS', 'BACKBONES', 'FRAME_RATE', 'TINY_FRAME_RATE', 'POOLINGS', 'C
            'DECODING_SETTINGS', 'LOGGING_SETTINGS', 'EXECUTION_SETTINGS', 'PATH_SETTINGS', 'ConfigError',
            'TrainingError', 'setting', 'expand_path', 'Settings', 'is_required', 'default_of', 'non_defaults',
            'DecodingSettings', 'TrainConfig', 'unused_settings', 'EvaluateConfig', 'GatherConfig', 'PredictConfig',
-           'ExportConfig', 'PublishConfig', 'ServeConfig']
+           'ConvertConfig', 'ExportConfig', 'PublishConfig', 'ServeConfig']
 
 # %% ../nbs/01_config.ipynb #imports
 import math
@@ -524,6 +524,17 @@ class PredictConfig(DecodingSettings):
             raise ConfigError(f"--{'resume' if self.resume else 'plot'} needs a folder: --out FOLDER.")
 
 # %% ../nbs/01_config.ipynb #usese
+@dataclass
+class ConvertConfig(Settings):
+    "Bring a corpus in from the field's formats, or out to them."
+    source: str = setting(MISSING, "manifest, .csv, .parquet, .TextGrid, .eaf, a folder of them; or of "
+                          "Kaldi, audformat", positional=True, path=True)
+    out: str = setting(MISSING, "folder to write", positional=True, path=True)
+    to: str = setting("manifest", "format", choices=["manifest", "nemo", "parquet", "audformat"])
+    audio_base_path: str | None = setting(None, "folder of the audio; default: the source's", path=True)
+    columns: str | None = setting(None, "names of columns, schemes, tiers: emotion=THEIRS,words=THEIRS")
+    emotion_map: str | None = setting(None, "names of emotions: THEIRS=OURS,...; without OURS: no label")
+
 @dataclass
 class ExportConfig(Settings):
     "Write a model as ONNX files, for machines without PyTorch."
