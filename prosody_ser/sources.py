@@ -66,8 +66,8 @@ class Source:
     def need(self, file, there):
         "Raise ManifestError where a name that is asked for is not among those that are there."
         if missing := [c for c in self.columns.values() if c not in there]:
-            raise ManifestError(f"{file}: there is no {missing[0]!r}; there are {', '.join(there) or 'none'}. "
-                                "Correct --columns.")
+            raise ManifestError(f"{file}: there is no {missing[0]!r}; there are {', '.join(there) or 'none'}"
+                                ". Correct --columns.")
 
     def ours(self, file, usual, there, what):
         """Field -> its name among those that are there, or None: the given one, or a usual one in any case.
@@ -283,11 +283,10 @@ def _read_audformat(source):
 def _labels(frame):
     "Labels of a scheme: (file, start, end) in seconds -> value; None, None: the whole file."
     found = {}
-    for key, value in zip(frame.index, frame.iloc[:, 0], strict=True):
+    for key, value in frame.iloc[:, 0].dropna().items():
         file, *times = key if isinstance(key, tuple) else (key,)
         start, end = [None if t != t else t.total_seconds() for t in times] or (None, None)
-        if value is not None and value == value:
-            found[file, start or None, end] = value.item() if hasattr(value, "item") else value
+        found[file, start or None, end] = value.item() if hasattr(value, "item") else value
     return found
 
 def _splits_of(db):

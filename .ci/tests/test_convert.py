@@ -1,6 +1,7 @@
 """The field's formats in and out: right rows, what is lost is said, bad input gets one sentence, nothing is written over."""
 import json
 import re
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -106,10 +107,10 @@ def test_parquet_of_others(tmp_path):
     sound = hum(tmp_path / "a.wav").read_bytes()
     (tmp_path / "hub/test").mkdir(parents=True)
     noted = dict(huggingface=json.dumps(dict(info=dict(features=dict(audio=dict(_type="Audio"), label=dict(names=["sad", "happy"], _type="ClassLabel"))))))
-    cells = dict(audio=[dict(bytes=sound, path="../../evil.wav"), dict(bytes=sound, path=None)], label=[1, -1], sentence=["bra fie", "ha"], when=[np.datetime64("2020-01-01")] * 2)
+    cells = dict(audio=[dict(bytes=sound, path="../../evil.wav"), dict(bytes=sound, path=None)], label=[1, -1], sentence=["bra fie", "ha"], when=[date(2020, 1, 1)] * 2)
     pq.write_table(pa.table(cells).replace_schema_metadata(noted), tmp_path / "hub/validation-00000-of-00001.parquet")
     pq.write_table(pa.table(dict(audio=[sound], label=["sad"])), tmp_path / "hub/test/0000.parquet")
-    made = convert(tmp_path / "hub", tmp_path / "out/in", columns="words=sentence") if False else convert(tmp_path / "hub/validation-00000-of-00001.parquet", tmp_path / "out/in", columns="words=sentence")
+    made = convert(tmp_path / "hub/validation-00000-of-00001.parquet", tmp_path / "out/in", columns="words=sentence")
     assert made["val"] == 2 and {"left out: columns that mean nothing here (--columns OURS=THEIRS)": 1} == made["notes"]
     first, second = read_manifest(tmp_path / "out/in/val.jsonl")
     assert (first.emotion, first.words, first.audio_filepath, second.emotion) == ("happy", ["bra", "fie"], "audio/evil.wav", None)
