@@ -85,6 +85,7 @@ class Source:
         self.need(file, names)
         theirs = {column: ours for ours, column in self.columns.items()}
         fields = {n: theirs.get(n) or n.strip().lower() for n in names}
+        fields |= {n: "" for n, f in fields.items() if f in self.columns and n not in theirs}
         for name in (n for n in names if unread([fields[n]]) and fields[n] != "split"):
             self.note("left out: columns that mean nothing here (--columns OURS=THEIRS)", name)
         return fields
@@ -122,17 +123,27 @@ def _read_csv(source):
     for file in source.files(".csv", ".tsv"):
         text = read_text(file)
         mark = max(",;\t|", key=text.partition("\n")[0].count)
-        lines = csv.reader(io.StringIO(text), delimiter=mark)
-        head = next(lines, [])
-        fields = source.fields(f"{file}:1", head)
-        _need_audio(f"{file}:1", fields)
-        for cells in filter(None, lines):
-            place = f"{file}:{lines.line_num}"
-            if len(cells) != len(head):
-                raise ManifestError(f"{place}: {len(cells)} cells under a head of {len(head)}. Put quotes "
-                                    f"about a cell that holds {mark!r}.")
-            row = {fields[n]: c.strip() for n, c in zip(head, cells, strict=True)}
-            source.add(row, place, _split_name(file.stem))
+        lines = csv.reader(io.StringIO(text), delimiter=mark, strict=True)
+        try:
+            _add_lines(source, file, lines)
+        except csv.Error as e:
+            raise ManifestError(f"{file}:{lines.line_num}: {e}. Close the quotes, and double those within "
+                                "a cell.") from None
+
+def _add_lines(source, file, lines):
+    "Add the rows of a table, whose first line is its head."
+    head = next(lines, [])
+    if twice := [n for n, k in Counter(head).items() if k > 1]:
+        raise ManifestError(f"{file}:1: two columns are called {twice[0]!r}. Rename one of them.")
+    fields = source.fields(f"{file}:1", head)
+    _need_audio(f"{file}:1", fields)
+    for cells in filter(None, lines):
+        place = f"{file}:{lines.line_num}"
+        if len(cells) != len(head):
+            raise ManifestError(f"{place}: {len(cells)} cells under a head of {len(head)}. Put quotes about a "
+                                "cell that holds what stands between two.")
+        row = {fields[n]: c.strip() for n, c in zip(head, cells, strict=True)}
+        source.add(row, place, _split_name(file.stem))
 
 def _need_audio(place, fields):
     "Raise ManifestError where no column can hold audio, or name it."
@@ -404,12 +415,16 @@ def _add_tiers(source, file, tiers, names, seconds):
 
 # %% ../nbs/01d_sources.ipynb #which
 def _read_manifests(source):
-    "Manifests, NeMo's or ours."
-    for file in source.files(".jsonl"):
+    "Manifests, NeMo's or ours; of a folder those in itself, and not all.jsonl beside its splits."
+    files = [f for f in source.files(".jsonl") if f.parent == source.path] or source.files(".jsonl")
+    for file in files:
+        if file.name == "all.jsonl" and len(files) > 1:
+            source.note("left out: it holds what its splits hold", file.name)
+            continue
         rows = read_manifest(file, source.base)
         for name in rows.unread:
             source.note("left out: fields that mean nothing here", name)
-        source.splits[_split_name(file.stem)] = list(rows)
+        source.splits.setdefault(_split_name(file.stem), []).extend(rows)
 
 _READERS = {".parquet": _read_parquet, ".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_manifests,
             ".json": _read_manifests, ".textgrid": _read_tiers, ".eaf": _read_tiers}

@@ -234,6 +234,22 @@ def test_table(tmp_path):
     assert read(tmp_path / "y/all.jsonl") == [dict(audio_filepath="a.wav", emotion=2)]
 
 
+def test_a_given_column_wins(tmp_path):
+    """The table has a column of our name, too: it is left out, and said."""
+    hum(tmp_path / "a.wav")
+    made = convert(text(tmp_path / "x.csv", "path,said,words\na.wav,bra fie,0.97\n"), tmp_path / "o", columns="words=said")
+    assert read(tmp_path / "o/all.jsonl")[0]["words"] == ["bra", "fie"] and list(made["notes"].values()) == [1]
+
+
+def test_a_folder_of_manifests(tmp_path, manifest):
+    """What prepare writes: all rows beside their splits, and folds below. No row comes twice, none is lost."""
+    for name in ("all", "val", "dev", "folds/0/train"):
+        (tmp_path / "c/folds/0").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"c/{name}.jsonl").write_bytes(manifest.read_bytes())
+    made = convert(tmp_path / "c", tmp_path / "o")
+    assert {k: v for k, v in made.items() if type(v) is int} == dict(train=3, val=6) and list(made["notes"].values()) == [1]
+
+
 def test_table_of_no_use(tmp_path):
     """File, line and cure; a map the wrong way round does not pass."""
     hum(tmp_path / "a.wav")
@@ -242,7 +258,7 @@ def test_table_of_no_use(tmp_path):
     assert "--columns mood: write NAME=NAME" in refused(x, tmp_path / "o", columns="mood")
     assert "no row has the emotion 'anger'; there are angry" in refused(x, tmp_path / "o", emotion_map="anger=angry")
     for content, said in (("sound;text\na.wav;bra\n", "x.csv:1: no column holds audio or names it; there are sound, text"), ("path,text\na.wav,bra\na.wav,bra,fie\n", "x.csv:3: 3 cells under a head of 2"),
-                          ("path,text,prosody_annotations\na.wav,bra fie,1\n", "x.csv:2: 2 words but 1 prosody_annotations"), ("path,start\na.wav,soon\n", "x.csv:2: start 'soon'"), ("path\n", "not one utterance"), ("path,text\n,bra\n", "x.csv:2: audio_filepath is missing")):
+                          ("path,text,prosody_annotations\na.wav,bra fie,1\n", "x.csv:2: 2 words but 1 prosody_annotations"), ("path,start\na.wav,soon\n", "x.csv:2: start 'soon'"), ("path\n", "not one utterance"), ('path,text\na.wav,"bra\na.wav,fie\n', "x.csv:3: unexpected end of data. Close the quotes"), ("path,text,text\na.wav,bra,fie\n", "two columns are called 'text'"), ("path,text\n,bra\n", "x.csv:2: audio_filepath is missing")):
         assert said in refused(text(x, content), tmp_path / "o"), content
     assert "no such file or folder" in refused(tmp_path / "gone", tmp_path / "o")
     hum(tmp_path / "wavs/a.wav")
