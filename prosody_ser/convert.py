@@ -142,9 +142,13 @@ def _shards(rows):
         full += _sound_of(u).stat().st_size
     return shards
 
+_HUB_NAMES = dict(val="validation", all="train")        # there all means the sum of the splits
+
 def _write_parquet(splits, out, notes):
     "A data set in the Hub's layout, which datasets.load_dataset reads with an Audio feature."
     pa, pq = library_of("pyarrow"), library_of("pyarrow.parquet")
+    if {"all", "train"} <= {*splits}:
+        splits = {"unsplit" if n == "all" else n: rows for n, rows in splits.items()}
     out.claim("data")
     columns, sound = _columns(splits, pa), pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     features = dict(audio=dict(_type="Audio")) | {n: noted for n, (_, noted, _) in columns.items()}
@@ -154,7 +158,7 @@ def _write_parquet(splits, out, notes):
         notes["without the times of their words, for which there is no column"] = lost
     (out.folder/"data").mkdir(parents=True)
     for name, rows in splits.items():
-        name, shards = {"val": "validation"}.get(name, name), _shards(rows)
+        name, shards = _HUB_NAMES.get(name, name), _shards(rows)
         for k, shard in enumerate(shards):
             file = out.folder/"data"/f"{name}-{k:05d}-of-{len(shards):05d}.parquet"
             with pq.ParquetWriter(file, schema) as table:

@@ -127,8 +127,8 @@ def _read_csv(source):
         try:
             _add_lines(source, file, lines)
         except csv.Error as e:
-            raise ManifestError(f"{file}:{lines.line_num}: {e}. Close the quotes, and double those within "
-                                "a cell.") from None
+            raise ManifestError(f"{file}:{lines.line_num}: {e}. Close the quotes, and double those "
+                                "within a cell.") from None
 
 def _add_lines(source, file, lines):
     "Add the rows of a table, whose first line is its head."

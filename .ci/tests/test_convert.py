@@ -101,6 +101,14 @@ def test_datasets_reads_it(tmp_path, manifest):
     assert found[0]["audio"]["bytes"] == (tmp_path / "c/a.wav").read_bytes()
 
 
+def test_rows_without_a_split_on_the_hub(tmp_path, manifest):
+    """All is a word of the Hub's own: such rows are train there, or unsplit beside a train."""
+    datasets = pytest.importorskip("datasets")
+    manifest.rename(tmp_path / "c/rest.jsonl")
+    convert(tmp_path / "c/rest.jsonl", tmp_path / "p", "parquet")
+    assert datasets.load_dataset(str(tmp_path / "p"), cache_dir=str(tmp_path / "cache"))["train"].num_rows == 3
+
+
 def test_parquet_of_others(tmp_path):
     """A struct or bytes; ClassLabel without label; paths that would lead elsewhere; splits by file and folder."""
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
