@@ -140,8 +140,8 @@ def _add_lines(source, file, lines):
     for cells in filter(None, lines):
         place = f"{file}:{lines.line_num}"
         if len(cells) != len(head):
-            raise ManifestError(f"{place}: {len(cells)} cells under a head of {len(head)}. Put quotes about a "
-                                "cell that holds what stands between two.")
+            raise ManifestError(f"{place}: {len(cells)} cells under a head of {len(head)}. Put quotes about "
+                                "a cell that holds what stands between two.")
         row = {fields[n]: c.strip() for n, c in zip(head, cells, strict=True)}
         source.add(row, place, _split_name(file.stem))
 
