@@ -374,3 +374,17 @@ def test_recipes_on_the_real_files(tmp_path, corpus, files, speaker):
         assert (u.emotion, u.speaker) == (emodb.get(k.emotion, k.emotion), speaker + k.speaker), u.audio_filepath
         if corpus != "nemo":                                              # its table of transcripts does not lie here
             assert u.words[:len(k.words)] == k.words
+
+
+@needs(DATA / "nemo")
+def test_nemo_in_the_release_layout(tmp_path):
+    """The names of the release, and its table of transcripts: the words are those that were read from it by other code."""
+    known = read(DATA / "nemo/small.jsonl")
+    (tmp_path / "nemo/samples").mkdir(parents=True)
+    for r in known:
+        (tmp_path / "nemo" / r["source"]).symlink_to(DATA / "nemo" / r["audio_filepath"])
+    lines = [f"{Path(r['source']).name}\t{r['emotion']}\t{r['text']}\t{r['text'].lower()}\t        {r['speaker']}\tx\t1" for r in known]
+    text(tmp_path / "nemo/data.tsv", "\n".join(["file_id\temotion\traw_text\tnormalized_text\tspeaker_id\tgender\tage", *lines]) + "\n")
+    assert prepare("nemo", tmp_path / "nemo", tmp_path / "out")["notes"] == {}
+    found = {u.audio_filepath: (u.words, u.emotion, u.speaker) for u in read_manifest(tmp_path / "out/all.jsonl")}
+    assert found == {r["source"]: (r["words"], r["emotion"], r["speaker"]) for r in known}
