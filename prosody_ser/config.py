@@ -6,8 +6,7 @@
 __all__ = ['TASKS', 'BACKBONES', 'FRAME_RATE', 'TINY_FRAME_RATE', 'POOLINGS', 'CTC_REDUCTIONS', 'CTC_DEFAULTS', 'TRACKERS',
            'DECODING_SETTINGS', 'LOGGING_SETTINGS', 'EXECUTION_SETTINGS', 'PATH_SETTINGS', 'ConfigError',
            'TrainingError', 'setting', 'expand_path', 'Settings', 'is_required', 'default_of', 'non_defaults',
-           'DecodingSettings', 'TrainConfig', 'unused_settings', 'EvaluateConfig', 'GatherConfig', 'AgreementConfig',
-           'PredictConfig', 'ExportConfig', 'PublishConfig', 'PackConfig', 'ServeConfig']
+           'DecodingSettings', 'TrainConfig', 'unused_settings', 'EvaluateConfig', 'GatherConfig']
 
 # %% ../nbs/01_config.ipynb #imports
 import math
@@ -492,96 +491,3 @@ class GatherConfig(Settings):
     out: str = setting(
         "runs/comparison", "folder for the tables (Markdown, CSV) and the figure (PNG)", path=True)
     ignore: list[str] | None = setting(None, "settings that are not compared, such as audio_base_path")
-
-# %% ../nbs/01_config.ipynb #agreementconfig
-@dataclass(kw_only=True)
-class AgreementConfig(Settings):
-    "Do annotators agree? Kappa with intervals, who disagrees, what to discuss; and one manifest of all."
-    annotations: list[str] = setting(MISSING, "annotation files, one of each annotator", positional=True,
-                                     path=True)
-    merge: str | None = setting(None, "write the labels of all to this new manifest", path=True)
-    labels: str = setting("majority", "of --merge: majority, or soft (shares of the annotators)",
-                          choices=["majority", "soft"])
-    show: int = setting(10, "utterances to discuss that are printed")
-    plot: str | None = setting(None, "PNG: kappa of each pair, confusion of the emotions", path=True)
-    json: bool = setting(False, "print all as JSON")
-
-# %% ../nbs/01_config.ipynb #usesc
-@dataclass(kw_only=True)
-class PredictConfig(DecodingSettings):
-    "Print emotion, transcript and prominent words of audio files, one JSON object a line."
-    audio: list[str] = setting([], "the model, then files, folders, 'patterns', manifests, or - ; "
-                               "none: names on standard input", positional=True, path=True)
-    checkpoint_path: str | None = setting(
-        None, "best_model folder, best_model.pt, or hub id, where it is not named first", path=True)
-    device: str | None = setting(None, "cuda or cpu; default: a GPU if there is one", choices=["cuda", "cpu"])
-    batch_size: int = setting(16, "recordings that are heard together, at most")
-    audio_base_path: str | None = setting(None, "folder of manifests' audio; default: theirs", path=True)
-    out: str | None = setting(None, "folder for the answers; default: standard output", path=True)
-    format: str = setting("jsonl", "how answers are written",
-                          choices=["jsonl", "csv", "textgrid", "srt", "eaf", "audacity"])
-    resume: bool = setting(False, "go on with what is in --out: what is done there is skipped")
-    plot: bool = setting(False, "also draw a timeline of each recording into --out")
-    abstain: float | None = setting(None, "confidence below which the emotion is unsure, such as 0.7")
-    plot_dir: str | None = setting(None, "also draw a timeline of each file into this folder", path=True)
-    table: bool = setting(False, "print a table for people")
-    timeline: bool = setting(False, "cut long recordings at pauses and predict each utterance")
-    max_seconds: float = setting(12.0, "of an utterance of a timeline, at most")
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.checkpoint_path is None and self.audio:
-            from prosody_ser.predict import split_model
-            self.checkpoint_path, self.audio = split_model(self.audio)
-        if self.checkpoint_path is None:
-            raise ConfigError("name the model: prosody-ser predict MODEL FILES (a best_model folder, or a "
-                              "best_model.pt), or --checkpoint_path MODEL.")
-        if (self.resume or self.plot) and not self.out:
-            raise ConfigError(f"--{'resume' if self.resume else 'plot'} needs a folder: --out FOLDER.")
-
-# %% ../nbs/01_config.ipynb #usese
-@dataclass
-class ExportConfig(Settings):
-    "Write a model as ONNX files, for machines without PyTorch."
-    checkpoint: str = setting(MISSING, "best_model folder, .pt file, or hub id", positional=True, path=True)
-    out: str = setting(MISSING, "folder to write; an earlier export is replaced", positional=True, path=True)
-    int8: bool = setting(False, "the encoder's matrices as 8-bit integers")
-
-@dataclass
-class PublishConfig(Settings):
-    "Upload a run's model with a card to the Hugging Face Hub, or write what would be uploaded."
-    run: str = setting(MISSING, "folder of a finished run", positional=True, path=True)
-    name: str = setting(MISSING, "of the repository, such as me/my-model", positional=True)
-    private: bool = setting(False, "only you can see it; of a repository that is made now")
-    onnx: bool = setting(False, "upload ONNX files, too")
-    license: str | None = setting(None, "of the model, as the Hub names it, such as cc-by-4.0")
-    languages: list[str] | None = setting(None, "codes of those that the model was trained on, such as tw")
-    dataset: str | None = setting(None, "name of the corpus; default: the names of its manifests")
-    dry_run: str | None = setting(None, "write what would be uploaded to this new folder instead", path=True)
-
-# %% ../nbs/01_config.ipynb #usess
-@dataclass
-class PackConfig(Settings):
-    "Write a corpus as one tar, which training, evaluation, audit and prediction read as a folder."
-    manifests: list[str] = setting(MISSING, "JSONL manifests of the corpus", positional=True, path=True)
-    audio_base_path: str = setting(MISSING, "folder that audio_filepath is relative to", path=True)
-    out: str = setting(MISSING, "tar to write, such as corpus.tar", path=True)
-    keep: bool = setting(False, "keep the files as they are; default: 16 kHz mono FLAC, each part alone")
-    shard_mb: float = setting(0.0, "begin a new tar after so many MB: corpus-00000.tar, ...; 0: one for all")
-
-@dataclass(kw_only=True)
-class ServeConfig(DecodingSettings):
-    "Show a model on a web page: record or upload speech, see, hear and download the answer."
-    checkpoint: str = setting(MISSING, "best_model folder, .pt file, or hub id", positional=True, path=True)
-    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0: any of this machine, needs --auth")
-    port: int = setting(7860, "port to listen on")
-    share: bool = setting(False, "also a public link, through the servers of Gradio; needs --auth")
-    auth: str | None = setting(
-        None, "NAME:PASSWORD, or @FILE that holds it; default: the variable PROSODY_SER_AUTH, if it is set")
-    examples: str | None = setting(None, "folder of recordings to pick from", path=True)
-    abstain: float = setting(0.0, "an emotion that is less probable than this is called unsure")
-    max_mb: float = setting(200.0, "longest file that may be sent, in MB")
-    timeline_from: float = setting(20.0, "seconds; a longer recording is cut at its pauses, as a timeline")
-    max_seconds: float = setting(3600.0, "longest recording that is answered")
-    queue: int = setting(30, "visitors that may wait; who comes then is asked to come later")
-    device: str | None = setting(None, "cuda or cpu; default: a GPU if there is one", choices=["cuda", "cpu"])

@@ -302,7 +302,7 @@ def read_rows(path: str | Path, audio_base_path: str | Path | None = None) -> tu
         rows, problems, fields = _read_lines(path, str(audio_base_path or ""))
     finally:
         (gc.enable if collecting else gc.disable)()
-    rows.unread = sorted(fields - _FIELD_SET - _OTHER_NAMES)
+    rows.unread = unread(fields)
     for name in rows.unread:
         if near := get_close_matches(name, _FIELDS, 1, 0.8):      # it would be left out without a word
             warnings.warn(f"{path}: the field {name!r} is not read; did you mean {near[0]!r}?", stacklevel=3)
@@ -429,6 +429,18 @@ def rows_digest(utterances: list[Utterance]) -> str:
     "A fingerprint of the rows and their order, the same wherever the manifest and the audio lie."
     rows = ({field: getattr(u, field) for field in _FIELDS} | {"where": ""} for u in utterances)
     return blake2b(f"[{', '.join(map(json.dumps, rows))}]".encode(), digest_size=16).hexdigest()
+
+# %% ../nbs/00_data.ipynb #rowfrom
+def unread(fields) -> list[str]:
+    "Those of some names of fields, in order, that mean nothing here."
+    return sorted(set(fields) - _FIELD_SET - _OTHER_NAMES)
+
+def row_utterance(row: dict, source: str, audio_base_path: str | Path = "") -> Utterance:
+    """A row that stands elsewhere than in a manifest as an utterance, by the rules of manifests.
+    source: what a message calls its place. Raises `ManifestError`."""
+    found = _mended(json.dumps(row).encode(), _Kept(), source, str(audio_base_path))
+    if isinstance(found, Utterance): return found
+    raise ManifestError("{1}: {2}. {3}".format(*found[0]))
 
 # %% ../nbs/00_data.ipynb #sentences1
 def _is_json(text):

@@ -63,6 +63,20 @@ def _meant(path):
         first = os.path.join(first, found)
     return os.path.normpath(first) if os.path.isfile(first) else None
 
+# %% ../nbs/00_files.ipynb #below1
+SOUND_ENDINGS = ".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aif", ".aiff", ".sph", ".au"
+
+def files_below(
+    folder,   # that is searched, with the folders in it
+    *endings, # of names, in lower case
+) -> list[Path]:
+    "Files with one of these endings, in order, without hidden ones (macOS writes ._x.wav)."
+    found = []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [f for f in folders if not f.startswith((".", "__MACOSX"))]
+        found += [Path(place, n) for n in names if n.lower().endswith(endings) and not n.startswith(".")]
+    return sorted(found)
+
 # %% ../nbs/00_files.ipynb #c007
 def find_audio(
     path,       # of an audio file

@@ -65,6 +65,15 @@ def read_text(path: str | Path) -> str:
         raise ManifestError("{}:{}: {}. {}".format(path, line, *not_utf8(data, e))) from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
+# %% ../nbs/00_text.ipynb #oldtext
+def read_old_text(path: str | Path) -> str:
+    "The text of a file that may be older than UTF-8, then in Windows-1252."
+    data = Path(path).read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("cp1252", errors="replace")
+
 # %% ../nbs/00_text.ipynb #text8
 _INVISIBLE = re.compile(  # a joiner means something in scripts such as Arabic's and Indic ones, and in emoji
     "[\u00ad\u034f\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"

@@ -12,7 +12,8 @@ import torch
 from conftest import read
 from test_numerics import SMALL, made, small_model  # noqa: F401  (made: a fixture)
 
-from prosody_ser.config import ConfigError, PredictConfig
+from prosody_ser.command_config import PredictConfig
+from prosody_ser.config import ConfigError
 from prosody_ser.confidence import UNSURE, emotion_answer, unusual, usual_of
 from prosody_ser.inference import Predictor, predict_emotions
 from prosody_ser.model import Collator, create_model, load_checkpoint, save_pt

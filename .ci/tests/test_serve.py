@@ -24,7 +24,8 @@ import soundfile as sf
 import torch
 from conftest import ROOT
 
-from prosody_ser.config import ConfigError, ServeConfig
+from prosody_ser.command_config import ServeConfig
+from prosody_ser.config import ConfigError
 from prosody_ser.formats import to_csv, to_textgrid
 from prosody_ser.inference import Prediction, Predictor
 from prosody_ser.model import create_model
