@@ -288,8 +288,9 @@ def _app(desk):
     def sound(index: int):
         return Response(desk.sound(index), media_type="audio/wav", headers=_HEADERS)
 
+    @app.get("/")
     @app.get("/{name}")
-    def page(name: str):
+    def page(name: str = ""):
         if name not in _PAGE: return Response(status_code=404)
         content = files("prosody_ser").joinpath(name or "annotate.html").read_bytes()
         return Response(content, media_type=f"text/{_PAGE[name]}", headers=_HEADERS)
