@@ -50,7 +50,7 @@
   };
   const build = () => {
     $("words").replaceChildren(...words.map((w, k) => {
-      const box = document.createElement("div"), word = make("word", w.text), again = make("again", "↻");
+      const box = document.createElement("div"), word = make("toggle", w.text), again = make("again", "↻");
       box.className = "said";
       box.append(word, again);
       press(word, w.mark === 1);
@@ -152,7 +152,10 @@
   const edit = open => {
     $("transcript").hidden = !open;
     $("words").hidden = open;
-    if (!open) return build();
+    if (!open) {
+      $("text").blur();
+      return build();
+    }
     $("text").value = words.map(w => w.text).join(" ");
     $("text").focus();
   };
@@ -175,7 +178,7 @@
   document.addEventListener("keydown", e => {
     if (e.ctrlKey || e.metaKey || e.altKey || e.target.id === "text" || !item) return;
     const key = e.key.toLowerCase(), number = "1234567890".indexOf(key);
-    if (key === "enter" && e.target.closest("button:not(.word), summary")) return;     // the button's own
+    if (key === "enter" && e.target.closest("button:not(.toggle), summary")) return;     // the button's own
     if (key === "enter") mark(current);
     else if (key === "arrowleft" || key === "arrowright") point(current + (key === "arrowleft" ? -1 : 1), true);
     else if (key.length === 1 && number >= 0) choose(number);
@@ -185,7 +188,7 @@
     if (key.startsWith("arrow")) draw();
   });
   document.addEventListener("keyup", e => { if (e.key === " " && e.target.closest("button")) e.preventDefault(); });
-  document.addEventListener("click", e => { if (e.detail) e.target.closest("button:not(.word)")?.blur(); });
+  document.addEventListener("click", e => { if (e.detail) e.target.closest("button:not(.toggle)")?.blur(); });
   document.addEventListener("visibilitychange", () => {      // who goes away is not working
     if (document.hidden) left = performance.now(); else away += performance.now() - Math.max(left, began);
   });

@@ -14,7 +14,7 @@ import random
 import socket
 import threading
 from collections import namedtuple
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from importlib.util import find_spec
@@ -304,13 +304,23 @@ def _listen(port):
         raise ConfigError(f"--port {port}: another program listens there. Give another one.") from None
 
 # %% ../nbs/15_annotate.ipynb #command
+@contextmanager
+def _one_listener(out):
+    "A context in which no other program writes to a file."
+    lock = Path(f"{out}.lock")
+    try:
+        with one_writer(lock, "out"):
+            yield
+    finally:
+        with suppress(OSError):                        # what a program has left that was killed
+            lock.rmdir()
+
 def annotate_command(config):  # AnnotateConfig
     "The command: show the page until the process is stopped."
     if find_spec("fastapi") is None or find_spec("uvicorn") is None:
         raise ConfigError("annotate needs a web server: pip install 'prosody-ser[serve]'.")
     import uvicorn
-    lock = Path(f"{config.out}.lock")
-    with one_writer(lock, "out"), _listen(config.port) as listener:
+    with _one_listener(config.out), _listen(config.port) as listener:
         desk = _Desk(config)
         told = f"{desk.progress()['done']} of {len(desk.order)} done, in {config.out}"
         names = ", ".join(desk.names) or "none: name them by --emotions, or only prominence is asked for"
