@@ -13,6 +13,7 @@ import os
 import random
 import socket
 import threading
+import warnings
 from collections import namedtuple
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -94,15 +95,15 @@ def _append(path, size, line):
 # what a model hears: what is filled in, when each word is said (None: unknown), how uncertain it is (nats)
 _Hint = namedtuple("_Hint", ["filled", "times", "doubt"])
 
-def _hint(predictor, u, names):
-    "What a model hears of an utterance; nothing where it cannot be heard."
+def _hint(predictor, u, spelt):
+    "What a model hears of an utterance, by the names that can be chosen; nothing where it cannot be heard."
     try:
         answer = predictor(u, words=u.words)
     except ManifestError:
         return _Hint({}, None, 0.0)
     filled, chances, words = {}, answer.probabilities or {}, answer.words or []
     if chances:
-        filled["emotion"] = next(n for n in names if name_key(n) == name_key(answer.emotion))
+        filled["emotion"] = spelt[answer.emotion]
     if words and not u.words:
         filled["words"] = [w["word"] for w in words]
     if words and "prominent" in words[0]:
@@ -122,23 +123,33 @@ def _hints(config, utterances, names):
     model = predictor.model
     own = list(model.config.id2label.values()) if model.ser else []
     names = names or own
-    if unknown := [n for n in own if name_key(n) not in set(map(name_key, names))]:
+    spelt = _spelt(own, names)
+    if unknown := [n for n in own if n not in spelt]:
         raise ConfigError(f"--suggest {config.suggest}: it knows {', '.join(unknown)}, which cannot be "
                           f"chosen here: {', '.join(names)}. Name all: --emotions ...")
     found = tqdm(utterances.items(), "listening", leave=False)
-    return {key: _hint(predictor, u, names) for key, u in found}, names
+    return {key: _hint(predictor, u, spelt) for key, u in found}, names
+
+def _spelt(own, names):
+    "A model's emotions as they can be chosen; one that was trained on indices means names by their place."
+    if own == [str(i) for i in range(len(names))]: return dict(zip(own, names, strict=True))
+    chosen = {name_key(n): n for n in names}
+    return {n: chosen[name_key(n)] for n in own if name_key(n) in chosen}
 
 # %% ../nbs/15_annotate.ipynb #work
 def _emotions(utterances, config):
     "The emotions to choose from; none where neither the rows nor the settings name any."
     if not config.emotions and not uses_of(utterances): return []
     names = emotion_names(utterances, config.emotions)
-    if not config.emotions and all(name.isdecimal() for name in names):
-        raise ConfigError(f"{config.manifest}: its emotions are numbers, which nobody hears. Name them in "
-                          "their order: --emotions neutral anger ..., or --emotions akan.")
     if not all(map(is_class, names)) or len({*map(name_key, names)}) < len(names):
         raise ConfigError(f"--emotions {' '.join(names)}: give each emotion a name of its own.")
     return names
+
+def _refuse_numbers(names):
+    "Raise ConfigError where emotions are indices."
+    if names and all(name.isdecimal() for name in names):
+        raise ConfigError(f"the emotions are numbers ({', '.join(names)}), which nobody hears. Name them in "
+                          "their order: --emotions neutral anger ..., or --emotions akan.")
 
 def _order(keys, config, hints):
     "The order in which a listener hears utterances: their own, the same each time."
@@ -154,15 +165,19 @@ class _Work:
             raise ConfigError(f"--annotator {config.annotator!r} is no name. Give one, such as ama.")
         self.config, self.out, self.turn = config, Path(config.out), threading.Lock()
         self.rows = {}
-        for u, row in raw_rows(config.manifest, config.audio_base_path):
+        for u, row in (found := raw_rows(config.manifest, config.audio_base_path)):
             blind = {k: v for k, v in row.items() if k not in {*OWN, *LABELS}}
             self.rows.setdefault(stretch_key(u), (u, blind))
+        if more := len(found) - len(self.rows):
+            warnings.warn(f"{config.manifest}: {more} rows name a stretch of a file that an earlier row names: "
+                          "it is heard once.", stacklevel=2)
         self.said = _read_own(config, self.rows)
         self.size = self.out.stat().st_size if self.out.exists() else 0
         todo = {key: u for key, (u, _) in self.rows.items() if key not in self.said}
         self.names, self.hints = _emotions([u for u, _ in self.rows.values()], config), {}
         if config.suggest:
             self.hints, self.names = _hints(config, todo, self.names)
+        _refuse_numbers(self.names)
         self.order = [*self.said, *(k for k in _order(self.rows, config, self.hints) if k in todo)]
         self.kept = None, None
 

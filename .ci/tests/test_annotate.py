@@ -24,7 +24,7 @@ import torch
 from conftest import ROOT, SHARED, needs, read, write
 
 from prosody_ser.agreement import agreement, merge, read_annotations
-from prosody_ser.annotate import _Desk, _Said
+from prosody_ser.annotate import _Desk, _Said, _spelt
 from prosody_ser.audio import load_audio
 from prosody_ser.command_config import AnnotateConfig
 from prosody_ser.config import ConfigError
@@ -190,12 +190,14 @@ def test_emotions(place, tmp_path):
     assert desk(rows).names == ["anger", "joy"] and desk(rows, emotions=["b", "a"]).names == ["b", "a"]
     assert desk([r | dict(label=None, emotion=dict(joy=0.5, fear=0.5)) for r in rows]).names == ["fear", "joy"]
     numbers = [r | dict(label=i % 2) for i, r in enumerate(rows)]
-    with pytest.raises(ConfigError, match="are numbers, which nobody hears. Name them in their order: --emotions"):
+    with pytest.raises(ConfigError, match=r"the emotions are numbers \(0, 1\), which nobody hears. Name them in their order: --emotions"):
         desk(numbers)
     assert desk(numbers, emotions=["akan"]).names[:2] == ["neutral", "confusion"]
     for wrong in (["joy", "Joy"], ["joy", "nan"]):
         with pytest.raises(ConfigError, match=f"--emotions {' '.join(wrong)}: give each emotion a name of its own"):
             desk(rows, emotions=wrong)
+    with pytest.warns(UserWarning, match="1 rows name a stretch of a file that an earlier row names: it is heard once"):
+        assert desk([*rows, rows[0] | dict(audio_filepath=f"./{rows[0]['audio_filepath']}")]).progress()["total"] == 6
     none = desk([r | dict(label=None) for r in rows])
     assert none.names == []
     none.save(0, said(emotion=None))
@@ -255,6 +257,7 @@ def test_suggestions(place, model):
     other = _Desk(settings(place, "kofi", in_order=True))
     other.save(0, said(emotion=None))
     assert all("suggested" not in row for row in merge(read_annotations([place / "ama.jsonl", place / "kofi.jsonl"]))[0])
+    assert _spelt(["0", "1"], ["joy", "fear"]) == {"0": "joy", "1": "fear"} and _spelt(["1", "0"], ["joy", "fear"]) == {} and _spelt(["Joy ", "x"], ["fear", "joy"]) == {"Joy ": "joy"}
     with pytest.raises(ConfigError, match="it knows anger, which cannot be chosen here: joy, fear. Name all: --emotions"):
         _Desk(settings(place, "esi", suggest=str(model), emotions=["joy", "fear"]))
 
@@ -535,7 +538,7 @@ def test_what_goes_wrong_on_the_page(browser, place):
     server, address, log = start(place / "corpus.jsonl", place, place / "ama.jsonl", "ama", "--in_order")
     try:
         with opened(browser, address) as page:
-            assert "Nobody has said when each word is spoken" in page.inner_text("#untimed")
+            assert "When each word is spoken is not known" in page.inner_text("#untimed")
             keys(page, "1", "n")
             at(page, 1)
             page.wait_for_selector("#message:has-text('cannot be decoded: text, not sound')")
