@@ -169,8 +169,8 @@ class _Work:
             blind = {k: v for k, v in row.items() if k not in {*OWN, *LABELS}}
             self.rows.setdefault(stretch_key(u), (u, blind))
         if more := len(found) - len(self.rows):
-            warnings.warn(f"{config.manifest}: {more} rows name a stretch of a file that an earlier row names: "
-                          "it is heard once.", stacklevel=2)
+            warnings.warn(f"{config.manifest}: {more} rows name a stretch of a file that an earlier row "
+                          "names: it is heard once.", stacklevel=2)
         self.said = _read_own(config, self.rows)
         self.size = self.out.stat().st_size if self.out.exists() else 0
         todo = {key: u for key, (u, _) in self.rows.items() if key not in self.said}
