@@ -71,10 +71,10 @@ def _read_own(config, rows):
 def _end_line(out, data, half):
     "Let a file end with a whole line: its last one was never finished."
     if _object(half) is not None: return _append(out, len(data), b"\n")
-    if not half.startswith(b'{"'):
+    if half[:2] not in (b"{", b'{"') and half.strip(b"\0"):              # zeros: the machine went down
         raise ConfigError(f"{out}: its last line is none of an annotation file. Give another --out.")
     os.truncate(out, len(data) - len(half))
-    print(f"{out}: its last line was never finished, and is left out: {half.decode(errors='replace')}")
+    print(f"{out}: its last line was never finished, and is left out: {half.decode(errors='replace')!r}")
 
 def _append(path, size, line):
     "Add a line (bytes) to a file of so many bytes: when this returns, it is on the disk. Returns the size."
@@ -122,6 +122,9 @@ def _hints(config, utterances, names):
     predictor = Predictor(config.suggest, config.device)
     model = predictor.model
     own = list(model.config.id2label.values()) if model.ser else []
+    if not own:
+        warnings.warn(f"--suggest {config.suggest}: it knows no emotions, so that the order is the "
+                      "listener's own.", stacklevel=2)
     names = names or own
     spelt = _spelt(own, names)
     if unknown := [n for n in own if n not in spelt]:
@@ -187,7 +190,7 @@ class _Work:
 
     def progress(self):
         "How many are done, how many an hour by the median time, and which one is next."
-        seconds = [row["seconds"] for row in self.said.values() if row.get("seconds")]
+        seconds = [row["seconds"] for row in list(self.said.values()) if row.get("seconds")]
         left = (i for i, key in enumerate(self.order) if key not in self.said)
         return dict(done=len(self.said), total=len(self.order), next=next(left, len(self.order)),
                     pace=float(3600 / np.median(seconds)) if seconds else None)
@@ -231,9 +234,11 @@ class _Desk(_Work):
 
     def samples(self, index):
         "The sound of an utterance, (S,); the last one is kept."
-        if self.kept[0] != index:
-            self.kept = index, load_utterance(self._at(index)[1][0])
-        return self.kept[1]
+        known, samples = self.kept                       # at once: two pages may ask at the same time
+        if known != index:
+            samples = load_utterance(self._at(index)[1][0])
+            self.kept = index, samples
+        return samples
 
     def sound(self, index):
         "The sound as the bytes of a WAV."

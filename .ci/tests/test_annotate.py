@@ -13,7 +13,6 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -114,7 +113,7 @@ def test_order(place):
     assert order[0] == shuffled                                              # of tomorrow's version, too
 
 
-@pytest.mark.parametrize("cut", [1, 9, 40, 150])
+@pytest.mark.parametrize("cut", [0, 1, 2, 9, 40, 150])
 def test_half_a_line(place, capsys, cut):
     """It is left out and told; what is whole stays, byte for byte; a line that lacks nothing but its end is whole."""
     desk = _Desk(settings(place))
@@ -122,10 +121,11 @@ def test_half_a_line(place, capsys, cut):
     whole = (place / "ama.jsonl").read_bytes()
     desk.save(1, said())
     both = (place / "ama.jsonl").read_bytes()
-    (place / "ama.jsonl").write_bytes(both[:len(whole) + max(cut, 2)])
+    half = both[len(whole):len(whole) + cut] if cut else bytes(99)                                     # zeros: the machine went down
+    (place / "ama.jsonl").write_bytes(whole + half)
     capsys.readouterr()
     assert _Desk(settings(place)).progress()["done"] == 1 and (place / "ama.jsonl").read_bytes() == whole
-    assert f"its last line was never finished, and is left out: {both[len(whole):len(whole) + max(cut, 2)].decode()}" in capsys.readouterr().out
+    assert f"its last line was never finished, and is left out: {half.decode()!r}" in capsys.readouterr().out
     (place / "ama.jsonl").write_bytes(both[:-1])
     desk = _Desk(settings(place))
     assert desk.progress()["done"] == 2 and (place / "ama.jsonl").read_bytes() == both and not capsys.readouterr().out
@@ -260,6 +260,16 @@ def test_suggestions(place, model):
     assert _spelt(["0", "1"], ["joy", "fear"]) == {"0": "joy", "1": "fear"} and _spelt(["1", "0"], ["joy", "fear"]) == {} and _spelt(["Joy ", "x"], ["fear", "joy"]) == {"Joy ": "joy"}
     with pytest.raises(ConfigError, match="it knows anger, which cannot be chosen here: joy, fear. Name all: --emotions"):
         _Desk(settings(place, "esi", suggest=str(model), emotions=["joy", "fear"]))
+
+
+def test_a_model_without_emotions(place, model):
+    """It fills in the marks alone, and the order is the listener's own, which is told."""
+    torch.manual_seed(0)
+    create_model(None, Predictor(model, "cpu").model.processor.tokenizer).eval().save_pretrained(place / "marks")
+    with pytest.warns(UserWarning, match="it knows no emotions, so that the order is the listener's own"):
+        desk = _Desk(settings(place, suggest=str(place / "marks"), device="cpu"))
+    assert desk.order == _Desk(settings(place)).order and desk.names == ["anger", "joy"]
+    assert set(desk.item(0)["suggested"]) == {"prosody_annotations"} and desk.item(0)["times"] == [[0.0, 0.3], [0.3, 0.6], [0.6, 0.9]]
 
 
 # ------------------------------------------------------------------------------------------------------------- the addresses
