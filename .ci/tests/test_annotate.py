@@ -265,7 +265,7 @@ def test_suggestions(place, model):
 def test_a_model_without_emotions(place, model):
     """It fills in the marks alone, and the order is the listener's own, which is told."""
     torch.manual_seed(0)
-    create_model(None, Predictor(model, "cpu").model.processor.tokenizer).eval().save_pretrained(place / "marks")
+    create_model(None, Predictor(model, "cpu").model.processor.tokenizer, tasks=["asr", "prosody"]).eval().save_pretrained(place / "marks")
     with pytest.warns(UserWarning, match="it knows no emotions, so that the order is the listener's own"):
         desk = _Desk(settings(place, suggest=str(place / "marks"), device="cpu"))
     assert desk.order == _Desk(settings(place)).order and desk.names == ["anger", "joy"]
