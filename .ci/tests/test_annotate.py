@@ -215,6 +215,21 @@ def test_nothing_is_given_away(place):
     assert desk.item(6) == dict(index=6, finished=True, **desk.progress())
 
 
+def test_packs_and_parts(place, command):
+    """A part of a file is heard alone; from a pack the same."""
+    rows = [dict(audio_filepath="5_furious.wav", words=WORDS, emotion="joy", start=k / 2, end=k / 2 + 0.5) for k in range(3)]
+    write(place / "corpus.jsonl", rows)
+    assert command("pack", place / "corpus.jsonl", "--audio_base_path", place, "--out", place / "corpus.tar")[0] == 0
+    whole = sf.read(place / "5_furious.wav", dtype="float32")[0]
+    for audio in (place, place / "corpus.tar"):
+        desk = _Desk(settings(place, out=str(place / f"{audio.name}.jsonl"), audio_base_path=str(audio), in_order=True))
+        for k in range(3):
+            assert np.abs(desk.samples(k) - whole[8000 * k:8000 * (k + 1)]).max() < 1e-4 and desk.item(k)["seconds"] == 0.5
+            desk.save(k, said(emotion="joy"))
+        assert [(r["start"], r["end"]) for r in read(desk.out)] == [(0.0, 0.5), (0.5, 1.0), (1.0, 1.5)]
+        assert _Desk(settings(place, out=str(desk.out), audio_base_path=str(audio))).progress()["done"] == 3
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A model that places words and has learned nothing else."""
