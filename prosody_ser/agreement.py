@@ -55,12 +55,15 @@ def fleiss_kappa(
     "Agreement of several annotators beyond chance (Fleiss 1971; with gaps Gwet 2014)."
     return float(_fleiss(_fleiss_parts(np.asarray(counts, float)).sum(0)[None])[0])
 
-# %% ../nbs/02c_agreement.ipynb #agr7
+# %% ../nbs/02c_agreement.ipynb #agr7a
 # one person's work on one utterance; row: the line as it was read
-_Annotation = namedtuple("_Annotation", ["annotator", "utterance", "unsure", "skipped", "seconds", "row"])
-_OWN = "annotator", "unsure", "skipped", "seconds"
+Annotation = namedtuple("Annotation", ["annotator", "utterance", "unsure", "skipped", "seconds", "row"])
+OWN = "annotator", "unsure", "skipped", "seconds", "suggested"
+# what an annotator gives, by all its names, and where marks came from that were there before
+LABELS = ("emotion", "label", "words", "text", "transcript", "transcription", "prosody_annotations",
+          "prosody_source")
 
-def _annotation(u, row):
+def annotation_of(u, row):
     "A row as an annotation. Raises ManifestError."
     name, seconds = row.get("annotator"), row.get("seconds")
     if not isinstance(name, str | int) or plain_name(name) is None:
@@ -70,13 +73,15 @@ def _annotation(u, row):
             raise ManifestError(f"{u.source}: {field} must be true or false, got {row[field]!r}. Correct it.")
     if seconds is not None and not (is_number(seconds) and seconds >= 0):
         raise ManifestError(f"{u.source}: seconds must be a number from 0, got {seconds!r}. Correct it.")
-    return _Annotation(plain_name(name), u, bool(row.get("unsure")), bool(row.get("skipped")), seconds, row)
+    return Annotation(plain_name(name), u, bool(row.get("unsure")), bool(row.get("skipped")), seconds, row)
 
-def _read_file(file):
-    "The annotations of a file in its order."
-    rows = {f"{file}:{place}": line for place, line in manifest_rows(file)}
-    return [_annotation(u, json.loads(rows[u.source].decode("utf-8-sig"))) for u in read_manifest(file)]
+def raw_rows(file, audio_base_path=None):
+    "The utterances of a manifest, each with the row as it was read."
+    rows = {f"{Path(file)}:{place}": line for place, line in manifest_rows(Path(file))}
+    found = read_manifest(file, audio_base_path)
+    return [(u, json.loads(rows[u.source].decode("utf-8-sig"))) for u in found]
 
+# %% ../nbs/02c_agreement.ipynb #agr7
 def _check_files(files):
     "Raise ManifestError for a file that is given twice."
     for a, b in combinations(files, 2):
@@ -90,7 +95,7 @@ def read_annotations(
     _check_files(files := list(map(Path, files)))
     found, home, keys = {}, {}, {}
     for file in files:
-        for a in _read_file(file):
+        for a in (annotation_of(*found) for found in raw_rows(file)):
             name = home.setdefault(name_key(a.annotator), (file, a.annotator))
             if name[0] != file:
                 raise ManifestError(f"{a.annotator!r} is the annotator of {name[0]} and of {file}. Rename "
@@ -397,11 +402,9 @@ def merge(
         new = dict(emotion=emotion, words=words, prosody_annotations=_merged_marks(marks, how))
         counts += Counter(skipped=not done, ties=bool(labels) and emotion is None,
                           without_emotion=emotion is None)
-        row = {k: v for k, v in first.row.items() if k not in (*_OWN, *_LABELS, *new)}
+        row = {k: v for k, v in first.row.items() if k not in {*OWN, *LABELS}}
         rows.append(row | {k: v for k, v in new.items() if v is not None})
     return rows, dict(counts)
-
-_LABELS = "label", "text", "transcript", "transcription"       # what other tools call them
 
 def _kept_name(u, names):
     "The label of a row in the usual spelling; an index stays one."

@@ -56,7 +56,7 @@ def test_contents(wheel):
     """The modules and the licence; no notebook, no test."""
     names = zipfile.ZipFile(wheel).namelist()
     modules = {n for n in names if n.startswith("prosody_ser/")}
-    assert modules == {f"prosody_ser/{p.name}" for p in (ROOT / "prosody_ser").glob("*.py")} | {f"prosody_ser/{name}" for name in ("audit_findings.toml", "style.css", "report.css", "serve.css", "serve.js")}
+    assert modules == {f"prosody_ser/{p.name}" for p in (ROOT / "prosody_ser").glob("*.py")} | {f"prosody_ser/{name}" for name in ("audit_findings.toml", "style.css", "report.css", "serve.css", "serve.js", "annotate.html", "annotate.css", "annotate.js")}
     rest = {n.split(".dist-info/")[1] for n in set(names) - modules}
     assert "licenses/LICENSE" in rest and rest == {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "top_level.txt", "licenses/LICENSE"}
     text = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith("entry_points.txt"))).decode()
