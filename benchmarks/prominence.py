@@ -44,8 +44,8 @@ def best_threshold(marks, scores):
 
 def records_of(rows, scores, limits):
     """Predictions with probabilities that are above .5 where a score is above the limit of its speaker."""
-    return [dict(id=u.audio_filepath, speaker=u.speaker, group=u.speaker, prosody_annotations=u.prosody_annotations,
-                 prominence=(1 / (1 + np.exp(-(s - limits[u.speaker])))).tolist()) for u, s in zip(rows, scores, strict=True)]
+    return [dict(id=u.audio_filepath, speaker=u.speaker, group=u.speaker, emotion=None, prosody_annotations=u.prosody_annotations,
+                 prominence=(1 / (1 + np.exp(limits[u.speaker] - np.asarray(s, float)))).tolist()) for u, s in zip(rows, scores, strict=True)]
 
 
 def measured(rows, scores, fixed=None):

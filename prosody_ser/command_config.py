@@ -58,7 +58,7 @@ class ProminenceConfig(Settings):
     cues: list[str] = setting(["duration", "energy"], "what is listened to; f0 (needs the extra prominence) "
                               "only where tone tells no words apart: not for Akan",
                               choices=["duration", "energy", "f0"])
-    method: str = setting("wavelet", "sum of the cues, or lines of maximum amplitude of its wavelet "
+    method: str = setting("linear", "sum of the cues, or lines of maximum amplitude of its wavelet "
                           "transform", choices=["linear", "wavelet"])
     threshold: float | None = setting(None, "score, in deviations, above which a word is prominent; "
                                       "default: the best F1 on listeners")

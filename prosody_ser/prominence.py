@@ -162,7 +162,7 @@ def _wavelet_scores(signal, edges):  # (T,), (W, 2) -> (W,)
 def prominence_scores(
     heard,    # list of Heard
     speakers, # name of each one's speaker
-    method="wavelet", # linear or wavelet
+    method="linear", # linear or wavelet
 ) -> list:    # (W,) of each utterance: how far its words stand out, in deviations
     "How prominent words are: the sum of the cues, or the lines of maximum amplitude of that sum."
     if method == "linear": return _combined([h.values for h in heard], speakers)
@@ -247,7 +247,7 @@ _SLOPES = dict(linear=1.5, wavelet=3.0)  # of the logistic curve from scores to 
 
 def p_scores(
     scores,    # (W,) from prominence_scores
-    method="wavelet", # that made them
+    method="linear", # that made them
     threshold=None, # score of a word that half of the listeners would mark; None: the method's
 ):             # (W,) in [0, 1]
     "The share of listeners who might mark each word."
@@ -257,7 +257,7 @@ def p_scores(
 def mark_words(
     rows,            # list of Utterance with words
     cues=("duration", "energy"),        # what is listened to
-    method="wavelet", # linear or wavelet
+    method="linear", # linear or wavelet
     threshold=None,  # score above which a word is prominent; None: the method's
     aligner=None,    # function: samples, words -> (W, 2) seconds or None; None: word_times or an even split
     replace=False,   # marks that rows have; else these rows are left alone
