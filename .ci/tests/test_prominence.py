@@ -1,5 +1,5 @@
 """Marks from acoustics: known signals, what cannot be marked, and that nothing of the user's changes."""
-import json
+import subprocess
 import sys
 import warnings
 
@@ -9,7 +9,7 @@ import soundfile as sf
 from conftest import SHARED, needs, read, write
 
 from prosody_ser.data import describe, read_manifest, row_utterance
-from prosody_ser.evaluate import Scores
+from prosody_ser.evaluate import _notes
 from prosody_ser.evaluation import score
 from prosody_ser.prominence import (
     CUES,
@@ -196,7 +196,7 @@ def test_words_without_times(corpus):
     np.testing.assert_allclose(even_times(["a", "bbb"], 2), [[0, 0.5], [0.5, 2]])
 
 
-def test_a_model_places_the_words(corpus, monkeypatch):
+def test_a_model_places_the_words(corpus):
     given = {tuple(u.words): np.array(u.word_times) for u in rows_of(corpus)[:1]}
     right, _ = mark_words(rows_of(corpus)[:1])
     found, counts = mark_words(rows_of(corpus, word_times=None)[:1], aligner=lambda samples, words: given[tuple(words)])
@@ -205,20 +205,18 @@ def test_a_model_places_the_words(corpus, monkeypatch):
 
 def test_an_alignment_that_is_not_to_be_trusted_is_not_used(corpus, command, tmp_path_factory):
     """A model whose pieces are whole words, or that has learned nothing, places no words; one without a transcript head is refused."""
-    from prosody_ser.config import TrainConfig
-    from prosody_ser.model import build_model
+    from prosody_ser.model import create_model
     from prosody_ser.tokenizer import SentencePieceTokenizer
     folder = tmp_path_factory.mktemp("model")
-    tok = SentencePieceTokenizer(40, str(folder / "tok"), model_type="char").train_tokenizer(text_data=[" ".join(WORDS)])
-    def saved(**heads):
-        config = TrainConfig("a", "b", "c", "d", str(folder / "tok.model"), backbone="tiny", **heads)
-        build_model(config, tok, ["joy", "anger"]).save_pretrained(folder / "_".join(heads))
-        return folder / "_".join(heads)
+    tokenizer = SentencePieceTokenizer(30, str(folder / "tok"), model_type="char").train_tokenizer(text_data=[" ".join(WORDS)])
+    def saved(name, *parts):
+        create_model(*parts).save_pretrained(folder / name)
+        return folder / name
     rows = [{k: v for k, v in r.items() if k != "word_times"} for r in read(corpus / "all.jsonl")]
     write(corpus / "bare.jsonl", rows)
-    code, out = command("prominence", corpus / "bare.jsonl", "--audio_base_path", corpus, "--out", corpus / "m.jsonl", "--model", saved(use_alpha_asr=True))
+    code, out = command("prominence", corpus / "bare.jsonl", "--audio_base_path", corpus, "--out", corpus / "m.jsonl", "--model", saved("asr", None, tokenizer))
     assert code == 0 and "4 by an even split" in out and "nobody knows where their words are" in out
-    code, out = command("prominence", corpus / "bare.jsonl", "--audio_base_path", corpus, "--out", corpus / "n.jsonl", "--model", saved(use_alpha_ser=True))
+    code, out = command("prominence", corpus / "bare.jsonl", "--audio_base_path", corpus, "--out", corpus / "n.jsonl", "--model", saved("ser", ["joy", "anger"]))
     assert code == 1 and "no transcript head" in out and not (corpus / "n.jsonl").exists()
 
 
@@ -249,7 +247,6 @@ def test_bad_input(corpus, command, monkeypatch):
 
 
 def test_praat_is_not_imported_without_f0(corpus, command):
-    import subprocess
     code = ("import sys; from prosody_ser.cli import main; main(); "
             "sys.exit(3 if 'parselmouth' in sys.modules else 0)")
     flags = ["prominence", corpus / "all.jsonl", "--audio_base_path", corpus, "--out", corpus / "m.jsonl"]
@@ -261,9 +258,7 @@ def test_the_source_goes_with_predictions():
             for i, more in enumerate([{}, dict(prosody_source="acoustic"), dict(prosody_source="ear")])]
     assert {k: v for k, v in score(rows).items() if k.endswith("rows")} == {"prosody/acoustic_rows": 1, "prosody/rows": 3}
     assert not [k for k in score(rows[::2]) if k.endswith("rows")]
-    from prosody_ser.evaluate import _notes
     assert any("computed from the sound in 1 of 3 utterances" in n for n in _notes(score(rows), {}))
-    assert Scores and json
 
 
 @needs(SHARED / "data" / "emodb2s")
