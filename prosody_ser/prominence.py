@@ -159,12 +159,19 @@ def _wavelet_scores(signal, edges):  # (T,), (W, 2) -> (W,)
     lines = maxima_lines(wavelet_transform(signal, scales), scales)
     return np.array([max([0.0, *(s for t, s in lines if a <= t < b)]) for a, b in edges])
 
+def _check_how(cues, method):
+    "Raise ConfigError for a cue or a method that there is none of."
+    if cues and {*cues} <= {*CUES} and method in ("linear", "wavelet"): return
+    raise ConfigError(f"cues {', '.join(cues) or 'none'}; method {method}: give some of {', '.join(CUES)}, and "
+                      "linear or wavelet.")
+
 def prominence_scores(
     heard,    # list of Heard
     speakers, # name of each one's speaker
     method="linear", # linear or wavelet
 ) -> list:    # (W,) of each utterance: how far its words stand out, in deviations
     "How prominent words are: the sum of the cues, or the lines of maximum amplitude of that sum."
+    _check_how(CUES, method)
     if method == "linear": return _combined([h.values for h in heard], speakers)
     signals = _combined([h.tracks for h in heard], speakers)
     return [_wavelet_scores(signal, h.edges) for signal, h in zip(signals, heard, strict=True)]
@@ -271,7 +278,9 @@ def mark_words(
     replace=False,   # marks that rows have; else these rows are left alone
 ) -> tuple:          # for each row p-scores (W,) or None; dict: what became of how many
     """Prominence of all words of a corpus by its acoustics; a word is prominent above .5. Warns of rows whose
-    words nobody can place. Raises `ManifestError` for audio or word_times that cannot be used."""
+    words nobody can place. Raises `ManifestError` for audio or word_times that cannot be used, `ConfigError`
+    for cues or a method that there are none of."""
+    _check_how(cues, method)
     new = [u for u in rows if replace or u.prosody_annotations is None]
     job = _Job([c for c in CUES if c in cues], aligner)
     heard = [(u, job.hear(u)) for u in tqdm(new, "listening", leave=False)]
