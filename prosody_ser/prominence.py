@@ -162,8 +162,8 @@ def _wavelet_scores(signal, edges):  # (T,), (W, 2) -> (W,)
 def _check_how(cues, method):
     "Raise ConfigError for a cue or a method that there is none of."
     if cues and {*cues} <= {*CUES} and method in ("linear", "wavelet"): return
-    raise ConfigError(f"cues {', '.join(cues) or 'none'}; method {method}: give some of {', '.join(CUES)}, and "
-                      "linear or wavelet.")
+    raise ConfigError(f"cues {', '.join(cues) or 'none'}; method {method}: give some of {', '.join(CUES)}, "
+                      "and linear or wavelet.")
 
 def prominence_scores(
     heard,    # list of Heard
@@ -311,11 +311,12 @@ def _told(config, rows, marks, counts):
     yield from [f"not marked: {', '.join(left)}"] * bool(left)
     kept = counts.get("kept", 0)
     yield from [f"{kept} utterances have marks already and keep them (--replace makes new ones)"] * bool(kept)
-    usual = config.threshold is None
-    why = "best F1 on EmoDB's listeners, speakers held out" if usual else "--threshold"
     cues = [c for c in CUES if c in config.cues]
-    limit = _CURVES[config.method][" ".join(cues)][0] if usual else config.threshold
-    yield f"{config.method}, {' + '.join(cues)}; threshold {limit:g} ({why})"
+    ways = [("", cues), ("by an even split: ", [c for c in cues if c != "duration"])]
+    for how, used in ways[:1 + ("an even split" in counts and "duration" in cues)]:
+        limit = _CURVES[config.method][" ".join(used)][0] if config.threshold is None else config.threshold
+        why = "best F1 on EmoDB's listeners" if config.threshold is None else "--threshold"
+        yield f"{how}{config.method}, {' + '.join(used)}; threshold {limit:g} ({why})"
 
 def prominence_command(config):
     "What prosody-ser prominence does, from a ProminenceConfig."

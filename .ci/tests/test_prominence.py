@@ -210,13 +210,13 @@ def test_an_alignment_that_is_not_to_be_trusted_is_not_used(corpus, command, tmp
     folder = tmp_path_factory.mktemp("model")
     tokenizer = SentencePieceTokenizer(30, str(folder / "tok"), model_type="char").train_tokenizer(text_data=[" ".join(WORDS)])
     def saved(name, *parts):
-        create_model(*parts).save_pretrained(folder / name)
+        create_model(*parts, tasks=[name]).save_pretrained(folder / name)
         return folder / name
     rows = [{k: v for k, v in r.items() if k != "word_times"} for r in read(corpus / "all.jsonl")]
     write(corpus / "bare.jsonl", rows)
     with pytest.warns(UserWarning, match="nobody knows where their words are"):
         code, out = command("prominence", corpus / "bare.jsonl", "--audio_base_path", corpus, "--out", corpus / "m.jsonl", "--model", saved("asr", None, tokenizer))
-    assert code == 0 and "4 by an even split" in out
+    assert code == 0 and "4 by an even split" in out and "by an even split: linear, energy; threshold 0.3 (" in out
     code, out = command("prominence", corpus / "bare.jsonl", "--audio_base_path", corpus, "--out", corpus / "n.jsonl", "--model", saved("ser", ["joy", "anger"]))
     assert code == 1 and "no transcript head" in out and not (corpus / "n.jsonl").exists()
 
