@@ -121,10 +121,12 @@ def _columns(splits, pa):
     named = any(isinstance(u.emotion, str) for u in rows)
     index = {name_key(n): i for i, n in enumerate(names)}
     emotion = dict(names=names, _type="ClassLabel") if named else number
+    soft = any(0 < m < 1 for u in rows for m in u.prosody_annotations or ())     # a share is no whole number
+    marks, mark = (pa.float64(), dict(number, dtype="float64")) if soft else (pa.int64(), number)
     found = dict(
         text=(pa.string(), text, lambda u: u.text),
         words=(pa.list_(pa.string()), dict(feature=text, _type="Sequence"), lambda u: u.words),
-        prosody_annotations=(pa.list_(pa.int64()), dict(feature=number, _type="Sequence"),
+        prosody_annotations=(pa.list_(marks), dict(feature=mark, _type="Sequence"),
                              lambda u: u.prosody_annotations),
         prosody_source=(pa.string(), text, lambda u: u.prosody_source),
         emotion=(pa.int64(), emotion, lambda u: index.get(name_key(u.emotion)) if named else u.emotion),

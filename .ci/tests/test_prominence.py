@@ -8,6 +8,7 @@ import pytest
 import soundfile as sf
 from conftest import SHARED, needs, read, write
 
+from prosody_ser.convert import convert
 from prosody_ser.data import describe, read_manifest, row_utterance
 from prosody_ser.evaluate import _notes
 from prosody_ser.evaluation import score
@@ -277,3 +278,14 @@ def test_a_mark_is_not_lost_by_reading(corpus):
     with pytest.raises(ManifestError, match="prosody_source must be a text"):
         row_utterance(dict(audio_filepath="a.wav", prosody_source=["acoustic"]), "m:1")
     assert row_utterance(dict(audio_filepath="a.wav", prosody_source="Acoustic"), "m:1").prosody_source == "Acoustic"
+
+
+@pytest.mark.parametrize("marks", [[0, 1], [0.5, 0.25]])
+def test_shares_and_their_source_go_through_parquet(corpus, marks):
+    """A share is not cut to a whole number, and a row still tells where its marks are from."""
+    pytest.importorskip("pyarrow")
+    write(corpus / "m.jsonl", [dict(audio_filepath="0.wav", words=["a", "b"], prosody_annotations=marks, prosody_source="acoustic")])
+    convert(corpus / "m.jsonl", corpus / "parquet", to="parquet", audio_base_path=corpus)
+    convert(corpus / "parquet", corpus / "back")
+    row, = read(corpus / "back" / "train.jsonl")
+    assert row["prosody_annotations"] == marks and row["prosody_source"] == "acoustic"
