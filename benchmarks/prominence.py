@@ -19,7 +19,6 @@ from prosody_ser.data import read_manifest
 from prosody_ser.evaluation import intervals, read_predictions, score
 from prosody_ser.prominence import CUES, _Aligner, even_times, hear_words, prominence_scores
 
-
 def aligners(runs):
     """Speaker -> the aligner of the model that has not heard it; and what the prominence heads say, file -> (W,)."""
     found, heads = {}, {}

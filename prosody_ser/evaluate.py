@@ -224,7 +224,8 @@ def _notes(metrics, settings):
     "Sentences to read with the scores."
     drawn, calibration = settings.get("intervals"), settings.get("calibration")
     notes = [settings["choice"]] if "choice" in settings else []
-    notes += _soft_note(metrics) + _acoustic_note(metrics) + ([evaluation.describe_intervals(drawn)] if drawn else [])
+    notes += _soft_note(metrics) + _acoustic_note(metrics)
+    notes += [evaluation.describe_intervals(drawn)] if drawn else []
     if calibration:
         notes += [_calibration_note(calibration, metrics)]
     elif "ser/ece" in metrics:
