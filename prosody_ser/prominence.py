@@ -283,7 +283,7 @@ def mark_words(
     _check_how(cues, method)
     new = [u for u in rows if replace or u.prosody_annotations is None]
     job = _Job([c for c in CUES if c in cues], aligner)
-    heard = [(u, job.hear(u)) for u in tqdm(new, "listening", leave=False)]
+    heard = [(u, job.hear(u)) for u in tqdm(new, "listening", leave=False, disable=None)]
     refuse_unusable(job.bad, len(new))
     found = [(u, h) for u, h in heard if h]
     if n := job.counts["an even split"]:
