@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 config = ConfigParser(delimiters=["="])
 config.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
-extras = {name: cfg[f"{name}_requirements"].split() for name in ("demo", "wandb", "tensorboard", "notebook", "lm", "lora", "onnx", "convert")}
+extras = {name: cfg[f"{name}_requirements"].split() for name in ("demo", "wandb", "tensorboard", "notebook", "lm", "lora", "onnx", "convert", "prominence")}
 extras["all"] = sorted({r for rs in extras.values() for r in rs})
 extras["record"] = cfg["record_requirements"].split()   # openSMILE's licence is for research: only for those who ask
 extras["dev"] = extras["all"] + cfg["dev_requirements"].split()

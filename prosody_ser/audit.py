@@ -28,7 +28,7 @@ from . import callable_module, data
 from .audio import MENDED, hear
 from .data import Utterance, emotion_names, manifest_rows, read_rows
 from .folder import write_new
-from .labels import is_prominent, name_of, shares_of
+from .labels import is_acoustic, is_prominent, name_of, shares_of
 from .text import ManifestError, film_folder, name_key, path_key
 from .tokenizer import WORD_FAULTS, frames_needed, look_alikes, repair_word, strip_punctuation
 
@@ -204,8 +204,9 @@ def _rows(splits, classes, plain, pieces):
     "A data frame of the rows; plain, pieces: of each word, the pieces {} without a tokenizer."
     rows = [(s, u.source or u.audio_filepath, path := path_key(u.audio_filepath),
              f"{path} {u.start or 0:f} {u.end or 0:f}", name_key(u.speaker), _label(u, classes),
-             u.words or [], u.prosody_annotations) for s, us in splits.items() for u in us]
-    rows = pd.DataFrame(rows, columns="split source path stretch speaker label words marks".split())
+             u.words or [], u.prosody_annotations,
+             is_acoustic(u.prosody_annotations, u.prosody_source)) for s, us in splits.items() for u in us]
+    rows = pd.DataFrame(rows, columns="split source path stretch speaker label words marks acoustic".split())
     plain_words = [[plain[w] for w in words if plain[w]] for words in rows.words]
     needed = [frames_needed([i for w in words for i in pieces[w]]) if pieces and words else np.nan
               for words in rows.words]
@@ -303,6 +304,8 @@ def _prominence(corpus):
     marks = annotated[["split", "marks"]].explode("marks").dropna(subset="marks")
     rates = is_prominent(marks.marks.astype(float)).groupby(marks.split, sort=False).mean()
     lines = [f"{s}: {100 * rate:.1f} % of the words are prominent" for s, rate in rates.items()]
+    computed = annotated[annotated.acoustic].groupby("split", sort=False).size()
+    lines += [f"{s}: marks of {n} utterances are acoustic, not by ear" for s, n in computed.items()]
     entry = "prominence shift" if rates.max() - rates.min() > .05 else "prominence"
     return _finding(entry, lines and len(annotated), len(corpus.rows), lines)
 

@@ -31,6 +31,7 @@ from prosody_ser.command_config import (
     ExportConfig,
     PackConfig,
     PredictConfig,
+    ProminenceConfig,
     PublishConfig,
     ServeConfig,
 )
@@ -368,7 +369,7 @@ COMMANDS = dict(
     serve=_Command(ServeConfig, _room("serve")), publish=_Command(PublishConfig, _room("hub", "publish")),
     prepare=_Command(_PrepareConfig, _prepare), convert=_Command(ConvertConfig, _room("convert")),
     pack=_Command(PackConfig, _room("pack")), agreement=_Command(AgreementConfig, _room("agreement")),
-    annotate=_Command(AnnotateConfig, _room("annotate")),
+    annotate=_Command(AnnotateConfig, _room("annotate")), prominence=_Command(ProminenceConfig, _room("prominence")),
     audit=_Command(_AuditConfig, _audit, more=_EXIT), tokenizer=_Command(_TokenizerConfig, _tokenizer),
     lm=_Command(_LMConfig, _lm), memory=_Command(_MemoryConfig, _memory))
 

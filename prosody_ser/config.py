@@ -44,7 +44,7 @@ _SELECTION_METRICS = ["skill", "ser/wa", "ser/ua", "ser/macro_f1", "asr/wer", "a
 _MINIMUM = dict(                       # the least value of a number; of the others it is 0
     vocab_size=6, batch_size=1, num_epochs=1, gradient_accumulation_steps=1, log_steps=1, prefetch_factor=1,
     ablation_epochs=1, ablation_seeds=1, beam_width=1, top_k=1, port=1, queue=1, max_seconds=4,
-    character_coverage=0.98, word_score=-1e6)
+    character_coverage=0.98, word_score=-1e6, threshold=-100)
 _LARGEST = 10**9                       # of any other whole number: more is a slip of the keyboard
 _MAXIMUM = dict(                       # an infinite norm clips nothing, an endless batch is one
     max_grad_norm=math.inf, max_batch_seconds=math.inf, vocab_size=10**6, lora_rank=10**4, num_workers=10**3,

@@ -82,7 +82,7 @@ def _write_manifests(splits, out, notes):
 def _write_nemo(splits, out, notes):
     "NeMo manifests: whole paths, text, duration, offset; our other fields beside them, which NeMo skips."
     out.claim(*(f"{name}.jsonl" for name in splits))
-    more = "emotion", "speaker", "id", "prosody_annotations", "word_times"
+    more = "emotion", "speaker", "id", "prosody_annotations", "word_times", "prosody_source"
     for name, rows in splits.items():
         lines = []
         for u in rows:
@@ -121,11 +121,14 @@ def _columns(splits, pa):
     named = any(isinstance(u.emotion, str) for u in rows)
     index = {name_key(n): i for i, n in enumerate(names)}
     emotion = dict(names=names, _type="ClassLabel") if named else number
+    soft = any(0 < m < 1 for u in rows for m in u.prosody_annotations or ())     # a share is no whole number
+    marks, mark = (pa.float64(), dict(number, dtype="float64")) if soft else (pa.int64(), number)
     found = dict(
         text=(pa.string(), text, lambda u: u.text),
         words=(pa.list_(pa.string()), dict(feature=text, _type="Sequence"), lambda u: u.words),
-        prosody_annotations=(pa.list_(pa.int64()), dict(feature=number, _type="Sequence"),
+        prosody_annotations=(pa.list_(marks), dict(feature=mark, _type="Sequence"),
                              lambda u: u.prosody_annotations),
+        prosody_source=(pa.string(), text, lambda u: u.prosody_source),
         emotion=(pa.int64(), emotion, lambda u: index.get(name_key(u.emotion)) if named else u.emotion),
         speaker=(pa.string(), text, lambda u: u.speaker),
         id=(pa.string(), text, lambda u: None if u.id is None else str(u.id)))
@@ -193,8 +196,8 @@ def _write_audformat(splits, out, notes):
     kept = sum(len(t) for t in db.tables.values())
     if kept < len(rows):
         notes["left out: rows of a stretch that comes twice"] = [f"{len(rows) - kept} rows"]
-    lost = [u.audio_filepath for u in rows if u.word_times or u.id is not None]
-    notes |= {"without id and times of words, which have no scheme": lost} if lost else {}
+    lost = [u.audio_filepath for u in rows if u.word_times or u.prosody_source or u.id is not None]
+    notes |= {"without id, times of words and source of marks, which have no scheme": lost} if lost else {}
     out.folder.mkdir(parents=True, exist_ok=True)
     db.save(str(out.folder), storage_format="csv")
 

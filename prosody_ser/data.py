@@ -32,6 +32,7 @@ from prosody_ser.labels import (
     NO_NAMES,
     emotion_ids,
     hard_label,
+    is_acoustic,
     is_class,
     is_emotion,
     is_mark,
@@ -65,6 +66,7 @@ class Utterance:
     start: float | None = None                    # seconds: where the utterance begins in its file
     end: float | None = None                      # seconds: where it ends
     word_times: list[list[float]] | None = None   # seconds: [start, end] of each word (never trained on)
+    prosody_source: str | None = None             # "acoustic": the marks were computed, not heard
     source: str = ""                              # "manifest:line", for messages; not written
     audio_base_path: str = ""                     # folder of the audio; not written
 
@@ -90,7 +92,7 @@ def _row_problems(row):
         if half := _HALF_PAIR.search(json.dumps(value, ensure_ascii=False)):
             problem = f"{name} holds half a surrogate pair, {half[0]!a}: a part of a character"
             yield "half a character", problem, "Write the whole character, or leave it out."
-    path, words, marks, emotion, speaker, _, start, end, _ = map(row.get, _FIELDS)
+    path, words, marks, emotion, speaker, _, start, end, _, made = map(row.get, _FIELDS)
     if not _is_path(path):
         yield "audio_filepath", "audio_filepath is missing", 'Add "audio_filepath": "path/to/file.wav".'
     if words is not None and not (isinstance(words, list) and words and all(_is_word(w) for w in words)):
@@ -111,6 +113,9 @@ def _row_problems(row):
     if not _is_speaker(speaker):
         problem = f"speaker must be a name or a number, got {_short(speaker)}"
         yield "speaker", problem, "Use null where the speaker is unknown."
+    if not _is_source(made):
+        problem = f"prosody_source must be a text such as acoustic, got {_short(made)}"
+        yield "prosody_source", problem, "Use null for marks that were made by ear."
     if not _is_span(start, end):
         problem = f"start {_short(start)}, end {_short(end)} is not a stretch of time"
         yield "start, end", problem, "Give seconds, start < end."
@@ -129,6 +134,9 @@ _GIVE_SHARES = 'Give each class its share of the listeners, such as {"anger": 0.
 def _is_speaker(x):
     if type(x) is str: return name_key(x) not in {*NO_NAMES, "none"}
     return x is None or type(x) is int or (type(x) is float and not math.isinf(x))
+
+def _is_source(x):
+    return x is None or type(x) is str
 
 def _is_span(start, end):
     start, end = 0 if start is None else start, maxsize if end is None else end
@@ -212,8 +220,8 @@ def _parse_line(line, fields, kept, source, base):
 
 def _utterance(row, kept, source, base):
     "A row, parsed JSON, as an utterance. Raises ValueError, TypeError or AttributeError for a wrong one."
-    path, words, marks, emotion, speaker, id, first, last, times = map(row.get, _FIELDS)
-    right = _is_path(path) and _is_span(first, last) and type(speaker) is not bool
+    path, words, marks, emotion, speaker, id, first, last, times, made = map(row.get, _FIELDS)
+    right = _is_path(path) and _is_span(first, last) and type(speaker) is not bool and _is_source(made)
     right = right and (type(emotion) is str or is_emotion(emotion))
     right = right and (words is None or (words and type(words) is list))
     right = right and (marks is None or len(marks) == len(words) == marks.count(0) + marks.count(1)
@@ -224,7 +232,7 @@ def _utterance(row, kept, source, base):
         emotion = {kept.emotions[name]: share for name, share in emotion.items()}
     emotion = kept.emotions[emotion] if type(emotion) is str else emotion
     speaker = kept.speakers[speaker]
-    return Utterance(path, words, marks, emotion, speaker, id, first, last, times, source, base)
+    return Utterance(path, words, marks, emotion, speaker, id, first, last, times, made, source, base)
 
 def _line_problems(line):
     "What is wrong with a line that could not be read: list of (kind, problem, cure)."
@@ -425,10 +433,15 @@ def write_manifest(utterances: list[Utterance], path: str | Path):
         raise ManifestError(f"{path}: a row holds half a surrogate pair, {e.object[e.start]!a}: a part of a "
                             "character. Write the whole character, or leave it out.") from None
 
+def _digested(u):
+    "What of a row counts in a fingerprint; what earlier versions did not know counts where it is given."
+    row = {field: getattr(u, field) for field in _FIELDS if field != "prosody_source"} | {"where": ""}
+    return row if u.prosody_source is None else row | {"prosody_source": u.prosody_source}
+
 def rows_digest(utterances: list[Utterance]) -> str:
     "A fingerprint of the rows and their order, the same wherever the manifest and the audio lie."
-    rows = ({field: getattr(u, field) for field in _FIELDS} | {"where": ""} for u in utterances)
-    return blake2b(f"[{', '.join(map(json.dumps, rows))}]".encode(), digest_size=16).hexdigest()
+    rows = map(json.dumps, map(_digested, utterances))
+    return blake2b(f"[{', '.join(rows)}]".encode(), digest_size=16).hexdigest()
 
 # %% ../nbs/00_data.ipynb #rowfrom
 def unread(fields) -> list[str]:
@@ -575,11 +588,15 @@ def describe(splits: dict, names: list[str] | None, seconds: dict | None = None)
         counts = {name: str(ids[i]) for i, name in classes.items()}
         columns += [{"": split} | _totals(rows, seconds and seconds[split]) | counts] if rows else []
     soft = sum(is_soft(u.emotion) for rows in splits.values() for u in rows)
+    marked = [u for rows in splits.values() for u in rows if u.prosody_annotations]
+    acoustic = sum(is_acoustic(u.prosody_annotations, u.prosody_source) for u in marked)
     unread = sorted({name for rows in splits.values() for name in getattr(rows, "unread", ())})
     lines = [[head, *(column[head] for column in columns)] for head in (columns or [[]])[0]]
     first, *widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)] or [0]
     table = ["  ".join([head.ljust(first), *map(str.rjust, cells, widths)]) for head, *cells in lines]
     table += [f"{soft} soft labels: counted as the emotion with the largest share"] * bool(soft)
+    counts = f"prominence of {acoustic} utterances is acoustic, of {len(marked) - acoustic} by ear"
+    table += [counts] * bool(acoustic)
     return "\n".join(table + [f"fields that are not read: {', '.join(unread)}"] * bool(unread))
 
 # %% ../nbs/00_data.ipynb #cut1

@@ -214,11 +214,18 @@ def _soft_note(metrics):
     counts += [f"{words} words are prominent where more than half of the listeners marked them"] * bool(words)
     return ["soft labels: " + ", ".join(counts)] if counts else []
 
+def _acoustic_note(metrics):
+    "How much of the reference for prominence nobody has heard; a list."
+    n = metrics.get("prosody/acoustic_rows", 0)
+    told = f"prominence is scored against marks that were computed from the sound in {n} of "
+    return [f"{told}{metrics['prosody/rows']} utterances: not by ear"] if n else []
+
 def _notes(metrics, settings):
     "Sentences to read with the scores."
     drawn, calibration = settings.get("intervals"), settings.get("calibration")
     notes = [settings["choice"]] if "choice" in settings else []
-    notes += _soft_note(metrics) + ([evaluation.describe_intervals(drawn)] if drawn else [])
+    notes += _soft_note(metrics) + _acoustic_note(metrics)
+    notes += [evaluation.describe_intervals(drawn)] if drawn else []
     if calibration:
         notes += [_calibration_note(calibration, metrics)]
     elif "ser/ece" in metrics:

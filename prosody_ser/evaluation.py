@@ -22,7 +22,7 @@ from scipy.special import log_softmax, softmax
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix, roc_auc_score
 
 from .folder import new_figure, save_figure, to_json, write_whole
-from .labels import is_prominent
+from .labels import is_acoustic, is_prominent
 from .text import ManifestError, clean, read_text
 
 # %% ../nbs/07_evaluation.ipynb #c032
@@ -392,6 +392,8 @@ def score(
     if rows := _having("prosody_annotations", records):
         marks, p = _words(rows, "prosody_annotations"), _words(rows, "prominence")
         metrics |= prosody_metrics(marks, p) | _soft("prosody", [0 < mark < 1 for mark in marks])
+        acoustic = sum(is_acoustic(r["prosody_annotations"], r.get("prosody_source")) for r in rows)
+        metrics |= {"prosody/acoustic_rows": acoustic, "prosody/rows": len(rows)} if acoustic else {}
     return metrics
 
 # %% ../nbs/07_evaluation.ipynb #c006

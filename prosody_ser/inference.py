@@ -366,6 +366,7 @@ def to_records(
             p = torch.as_tensor(row["prosody_logits"][:len(u.words)]).sigmoid()
             r |= dict(words=u.words, prosody_annotations=u.prosody_annotations,
                       prominence=[round(float(v), 5) for v in p])
+            r |= dict(prosody_source=u.prosody_source) if u.prosody_source else {}
         records.append(r)
     return records
 

@@ -89,6 +89,12 @@ def is_prominent(mark):
     "Whether more than half of the listeners marked a word."
     return mark > .5
 
+ACOUSTIC = "acoustic"                       # prosody_source of marks that were computed from the sound
+
+def is_acoustic(marks, source):
+    "Whether a row has marks that nobody heard."
+    return bool(marks) and name_key(source) == ACOUSTIC
+
 # %% ../nbs/00_labels.ipynb #lab11
 def check_indices(utterances, names, meant=None):
     """Raise ManifestError for an index where the classes were collected from names.
