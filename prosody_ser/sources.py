@@ -86,7 +86,8 @@ class Source:
         theirs = {column: ours for ours, column in self.columns.items()}
         fields = {n: theirs.get(n) or n.strip().lower() for n in names}
         fields |= {n: "" for n, f in fields.items() if f in self.columns and n not in theirs}
-        for name in (n for n in names if unread([fields[n]]) and fields[n] not in ("split", "emotion_shares")):
+        known = "split", "emotion_shares"
+        for name in (n for n in names if unread([fields[n]]) and fields[n] not in known):
             self.note("left out: columns that mean nothing here (--columns OURS=THEIRS)", name)
         return fields
 
@@ -280,8 +281,8 @@ def _read_audformat(source):
         labels = [s.labels for s in db.schemes.values() if isinstance(s.labels, dict)]
         inner = {k for ls in labels for v in ls.values() if isinstance(v, dict) for k in v}
         there = sorted({*db.schemes, *columns, *inner})
-        schemes = source.ours(root, dict(emotion=(), emotion_shares=(), words=("transcription", "text"), speaker=(),
-                                         prosody_annotations=("prominence",)), there, "schemes")
+        schemes = source.ours(root, dict(emotion=(), emotion_shares=(), words=("transcription", "text"),
+                                         speaker=(), prosody_annotations=("prominence",)), there, "schemes")
         found = {ours: _labels(db.get(name)) for ours, name in schemes.items() if name}
     except ManifestError:
         raise
