@@ -45,6 +45,7 @@ from prosody_ser.config import (
     default_of,
     is_required,
     non_defaults,
+    one_folder,
     setting,
 )
 
@@ -515,8 +516,11 @@ def audit_part(
     config, # TrainConfig
 ):
     "What is wrong with the corpus."
-    from prosody_ser.audit import audit_manifests
+    from prosody_ser.audit import audit, audit_manifests
     manifests = [m for m in (config.train_jsonl, config.val_jsonl, config.test_jsonl) if m]
+    if any(isinstance(m, list) for m in manifests):
+        from prosody_ser.corpora import read_splits
+        return audit(read_splits(config), one_folder(config.audio_base_path), names=config.emotion_names)
     return audit_manifests(manifests, audio_base_path=config.audio_base_path, names=config.emotion_names)[1]
 
 def figure_part(
