@@ -186,12 +186,12 @@ def corpus_scores(
 def corpus_rows(
     scores, # from corpus_scores
 ):          # names of the columns, rows of texts
-    "The scores of each corpus: score [95 % interval] (floor)."
+    "The scores of each corpus, with interval and floor."
     from prosody_ser.evaluation import METRIC_NAMES
     def text(found, k):
         if k not in found: return "–"
         ends = f" [{found[f'{k}_low']:.3f}, {found[f'{k}_high']:.3f}]" if f"{k}_low" in found else ""
-        return f"{found[k]:.3f}{ends} ({found[f'{k}_floor']:.3f})"
+        return f"{found[k]:.3f}{ends} (floor {found[f'{k}_floor']:.3f})"
     shown = [k for k in _SHOWN if any(k in found for found in scores.values())]
-    head = ["score [95 % interval] (floor)", "utterances", *(METRIC_NAMES[k] for k in shown)]
+    head = ["", "utterances", *(METRIC_NAMES[k] for k in shown)]
     return head, [[c, str(found["n"]), *(text(found, k) for k in shown)] for c, found in scores.items()]

@@ -132,11 +132,6 @@ class _Settings(_Files):
         return found | dict(tokenizer_path=found["tokenizer_path"] or str(self.tokenizer))
 
     @property
-    def audio_folder(self) -> str:
-        "Where the paths of its rows begin; empty where they are whole, since each corpus had its own folder."
-        return one_folder(self.settings["audio_base_path"])
-
-    @property
     def config(self) -> TrainConfig:
         "The settings as a training takes them."
         return TrainConfig(**self.settings)
@@ -319,6 +314,11 @@ def _facts_of_folder(folder):
 # %% ../nbs/08_run.ipynb #runclass2
 class Run(_Checkpoints):
     "A run folder. Nothing is read before it is asked for, so a run that is still training can be looked at."
+    @property
+    def audio_folder(self) -> str:
+        "Where the paths of its rows begin; empty where they are whole, since each corpus had its own folder."
+        return one_folder(self.settings["audio_base_path"])
+
     def predictions(self,
                     split="test") -> list[dict]: # "test" or "validation"
         "What the best model predicted. Raises FileNotFoundError where the run has not come that far."
