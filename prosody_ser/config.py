@@ -45,7 +45,7 @@ _SELECTION_METRICS = ["skill", "ser/wa", "ser/ua", "ser/macro_f1", "asr/wer", "a
 _MINIMUM = dict(                       # the least value of a number; of the others it is 0
     vocab_size=6, batch_size=1, num_epochs=1, gradient_accumulation_steps=1, log_steps=1, prefetch_factor=1,
     ablation_epochs=1, ablation_seeds=1, beam_width=1, top_k=1, port=1, queue=1, max_seconds=4,
-    character_coverage=0.98, word_score=-1e6)
+    corpus_temperature=1, character_coverage=0.98, word_score=-1e6)
 _LARGEST = 10**9                       # of any other whole number: more is a slip of the keyboard
 _MAXIMUM = dict(                       # an infinite norm clips nothing, an endless batch is one
     max_grad_norm=math.inf, max_batch_seconds=math.inf, vocab_size=10**6, lora_rank=10**4, num_workers=10**3,
@@ -295,6 +295,8 @@ class _BatchSettings:
                             choices=["length", "random"])
     balanced_sampling: float = setting(
         0.0, "draw rare emotions more often; 1: as often as the most frequent one")
+    corpus_temperature: float = setting(
+        1.0, "of several corpora draw the smaller more often: shares n ** (1 / T); 1: as it is")
     num_workers: int = setting(4, "processes that load audio; 0: the training process itself")
     pin_memory: bool = setting(True, "page-locked memory for faster copies to a GPU")
     prefetch_factor: int = setting(2, "batches that each loading process keeps ready")
@@ -442,6 +444,9 @@ def _corpus_contradictions(c):
             yield (f"--audio_base_path names {len(bases)} folders, --{name} {len(files)} manifests: give one "
                    "folder for all, or one for each manifest of every split, in their order. (A pattern must "
                    "come whole, in quotes: 'corpus-*.tar'.)")
+    if getattr(c, "corpus_temperature", 1) != 1 and c.balanced_sampling:
+        yield ("--balanced_sampling draws by emotion, --corpus_temperature by corpus. Choose one; emotions can "
+               "be weighed by --class_weights balanced.")
     if len(bases) > 1 and c.stage_dir:
         yield ("--stage_dir copies what is in one folder, --audio_base_path names several. Name a folder "
                "that holds all, or leave --stage_dir out.")

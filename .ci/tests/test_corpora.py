@@ -3,16 +3,18 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import read, write, write_corpus
 
+from prosody_ser.batches import SpeechDataset, corpus_places, train_batches
 from prosody_ser.config import ConfigError, EvaluateConfig, TrainConfig
 from prosody_ser.corpora import corpora_text, corpus_name, corpus_scores, read_splits, row_digests
 from prosody_ser.data import Utterance, groups_of, read_manifest, rows_digest, straddling_groups
 from prosody_ser.evaluate import players
 from prosody_ser.run import Run
 from prosody_ser.text import ManifestError
-from prosody_ser.train import train
+from prosody_ser.train import run_training, train
 
 SPLITS = "train", "val", "test"
 SMALL = dict(backbone="tiny", tokenizer_type="char", vocab_size=30, num_epochs=2, batch_size=4, gradient_accumulation_steps=1, num_workers=0, checkpoint_interval=0)
@@ -168,3 +170,44 @@ def test_the_film_of_a_row_is_that_among_all_rows(run, two, tmp_path):
             rows.append(Utterance(f"{film}/wav/{i}.wav", emotion="joy"))
     found = run.evaluate(rows, tmp_path, tmp_path / "out", batch_size=1, device="cpu")
     assert [r["group"] for r in found.records] == ["one", "one", "two", "two"]
+
+
+def test_smaller_corpora_more_often():
+    """Shares of n ** (1 / T), an epoch as long as ever; all rows are heard in turn, however unlike; the same in all processes."""
+    corpora, seconds = ["a"] * 900 + ["b"] * 100 + [None] * 24, np.random.default_rng(0).uniform(1, 9, 1024)
+    for temperature in (1, 2, 4, 1e9):
+        places = corpus_places(corpora, seconds, temperature)
+        weights = np.array([900, 100, 24]) ** (1 / temperature)
+        counts = [sum(corpora[p[0]] == c for p in places) for c in ("a", "b", None)]
+        assert sum(counts) == 1024 and np.abs(counts - 1024 * weights / weights.sum()).max() <= 1, temperature
+        assert all(len({corpora[i] for i in p}) == 1 and seconds[p[0]] == max(seconds[p]) for p in places)
+        turns = max(map(len, places))
+        assert {p[e % len(p)] for e in range(turns) for p in places} == set(range(1024)) and (temperature > 1 or turns == 1)
+
+
+def test_epochs_by_temperature(two):
+    """By the sampler of training: the same again after a resume, other rows in the next epoch, no batch over its limit; with other speeds, too."""
+    rows = read_splits(TrainConfig(**settings(two)))["train"][:15]                      # 12 and 3
+    data = SpeechDataset(rows, "", ["anger", "joy"])
+    def epoch(e, world=1, **more):
+        config = TrainConfig(**settings(two, corpus_temperature=1e6, batch_size=4, max_batch_seconds=3.5, **more))
+        return [list(train_batches(data, config, 4, seed=1, epoch=lambda: e, world=world, rank=r)) for r in range(world)]
+    first, = epoch(0)
+    assert epoch(0) == [first] and epoch(1)[0] != first and len(epoch(1)[0]) == len(first)
+    assert sum(i < 12 for b in first for i in b) == 8 and {i for e in (0, 1) for b in epoch(e)[0] for i in b} == set(range(15))
+    assert all(len(b) * data.seconds[b].max() <= 3.5 for e in (0, 1) for b in epoch(e)[0])
+    assert sorted(i for e in epoch(0, 2) for b in e for i in b) == sorted(i for b in first for i in b) or len(first) % 2
+    assert [[i for i, _ in b] for b in epoch(0, speed_perturb=0.1)[0]] and {s for b in epoch(0, speed_perturb=0.1)[0] for _, s in b} <= {0.9, 1.0, 1.1}
+
+
+def test_temperature_needs_corpora(two, tmp_path):
+    """Refused where there is one, below 1, and together with the sampling of emotions; trained where there are two."""
+    one = {f"{s}_jsonl": str(two / f"akan/{s}.jsonl") for s in SPLITS} | dict(audio_base_path=str(two / "akan"), corpus_temperature=2.0)
+    with pytest.raises(ConfigError, match="the training rows are of one. Name several manifests"):
+        run_training(TrainConfig(**one, save_dir=str(tmp_path / "one"), **SMALL))
+    with pytest.raises(ConfigError, match="draws by emotion, --corpus_temperature by corpus. Choose one"):
+        TrainConfig(**one, balanced_sampling=1.0)
+    with pytest.raises(ConfigError, match="--corpus_temperature 0.5 is out of range; give a value from 1"):
+        TrainConfig(**one | dict(corpus_temperature=0.5))
+    config = TrainConfig(**settings(two, corpus_temperature=2.0), save_dir=str(tmp_path / "two"), **SMALL | dict(num_workers=2))
+    assert run_training(config)["ser/n"] == 12
