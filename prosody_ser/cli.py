@@ -27,6 +27,7 @@ from typing import NamedTuple
 from prosody_ser.command_config import (
     AgreementConfig,
     ConvertConfig,
+    CrosscorpusConfig,
     ExportConfig,
     PackConfig,
     PredictConfig,
@@ -147,20 +148,21 @@ class _CrossvalConfig(Settings):
             raise ConfigError("--folds makes folds, --fold_dir has some. Choose one.")
         if self.seeds < 1: raise ConfigError(f"--seeds {self.seeds}: give at least 1.")
 
-def _parse_crossval(argv, about):
-    "Settings of the folds, and those of training, which are taken too."
-    parser = make_parser(_CrossvalConfig, "prosody-ser crossval", allow_abbrev=False, **about)
+def _parse_both(settings, name, argv, about):
+    "Settings of a command that trains many times, and those of training, which are taken too."
+    parser = make_parser(settings, f"prosody-ser {name}", allow_abbrev=False, **about)
     found, rest = parser.parse_known_args(argv)
     manifests = "train_jsonl", "val_jsonl", "test_jsonl", "tokenizer_path"
     own = [f"--{n}" for n in (*manifests, "run_ablation_study", "resume")]
     if taken := [a for a in rest if a.split("=")[0] in own]:
-        parser.error(f"{taken[0]}: crossval sees to that itself. Leave it out.")
+        parser.error(f"{taken[0]}: {name} sees to that itself. Leave it out.")
     try:
-        folds = _CrossvalConfig(**vars(found))
+        how = settings(**vars(found))
     except ConfigError as e:
         parser.error(str(e))
-    each = [x for name in manifests for x in (f"--{name}", "-")]
-    return folds, parse_args(TrainConfig, [*rest, *each], "prosody-ser crossval")
+    places = [] if settings is _CrossvalConfig else ["--audio_base_path", "-"]     # each corpus has its own
+    each = [x for n in manifests for x in (f"--{n}", "-")]
+    return how, parse_args(TrainConfig, [*places, *rest, *each], f"prosody-ser {name}")
 
 def _crossval(configs):
     from prosody_ser.ablation import crossval_table, given_folds, make_folds, run_crossval
@@ -350,6 +352,8 @@ _STUDY = ("The study is set by --ablation_mode, --ablation_alphas, --ablation_se
           "under ablation/.")
 _FOLDS = ("All flags of prosody-ser train are taken too (see its --help), but for the manifests and the "
           "tokenizer: each fold has its own.")
+_CROSS = ("All flags of prosody-ser train are taken too (see its --help), but for the manifests and the "
+          "tokenizer. Without --audio_base_path the audio of a corpus lies in its folder.")
 _PAIRED = ("Both models are scored on the same test sets, drawn anew a thousand times by speaker (or film). "
            "An interval that holds 0 shows no difference. Of a run of a study, which is never tested, the "
            "validation set is compared.")
@@ -362,6 +366,7 @@ COMMANDS = dict(
     ablation=_Command(TrainConfig, _ablation, "Train once for each alpha; keep the best on validation.",
                       _STUDY),
     crossval=_Command(_CrossvalConfig, _crossval, more=_FOLDS),
+    crosscorpus=_Command(CrosscorpusConfig, _room("crosscorpus"), more=_CROSS),
     gather=_Command(GatherConfig, _gather, "Finished runs in one table: settings that differ, scores."),
     compare=_Command(_CompareConfig, _compare, more=_PAIRED),
     predict=_Command(PredictConfig, _predict), export=_Command(ExportConfig, _room("export")),
@@ -386,8 +391,8 @@ def main(
     name = parser.parse_args(argv[:1]).command
     command = COMMANDS[name]
     about = dict(description=command.about or command.settings.__doc__, epilog=command.more)
-    if command.settings is _CrossvalConfig:
-        config = _parse_crossval(argv[1:], about)
+    if command.settings in (_CrossvalConfig, CrosscorpusConfig):
+        config = _parse_both(command.settings, name, argv[1:], about)
     else:
         config = parse_args(command.settings, argv[1:], f"prosody-ser {name}", **about)
     os.environ["MPLBACKEND"] = "Agg"        # what a notebook's shell has left there may not exist here

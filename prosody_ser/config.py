@@ -445,8 +445,8 @@ def _corpus_contradictions(c):
                    "folder for all, or one for each manifest of every split, in their order. (A pattern must "
                    "come whole, in quotes: 'corpus-*.tar'.)")
     if getattr(c, "corpus_temperature", 1) != 1 and c.balanced_sampling:
-        yield ("--balanced_sampling draws by emotion, --corpus_temperature by corpus. Choose one; emotions can "
-               "be weighed by --class_weights balanced.")
+        yield ("--balanced_sampling draws by emotion, --corpus_temperature by corpus. Choose one; emotions "
+               "can be weighed by --class_weights balanced.")
     if len(bases) > 1 and c.stage_dir:
         yield ("--stage_dir copies what is in one folder, --audio_base_path names several. Name a folder "
                "that holds all, or leave --stage_dir out.")

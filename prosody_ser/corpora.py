@@ -145,8 +145,8 @@ def check_labels(splits, config):
     """Raise ManifestError where training or validation has no label at all for a head that is on,
     ConfigError where there are no two corpora to draw from."""
     if config.corpus_temperature != 1 and len(counts_of(splits["train"])) < 2:
-        raise ConfigError("--corpus_temperature draws from several corpora, and the training rows are of one. "
-                          "Name several manifests, or leave it out.")
+        raise ConfigError("--corpus_temperature draws from several corpora, and the training rows are of "
+                          "one. Name several manifests, or leave it out.")
     for split in ("train", "val"):
         for task in config.tasks:
             field, head = LABELS[task]
