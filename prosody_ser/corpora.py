@@ -86,9 +86,12 @@ def _check_indices(rows, config, several):
     "Raise ManifestError for indices of several corpora: nothing says that they count alike."
     if not several or getattr(config, "emotion_names", None): return
     if first := next((u for u in rows if isinstance(u.label, int)), None):
-        raise ManifestError(f"{first.source}: emotion {first.label} is an index, and corpora may number "
-                            "their emotions each in its way. Write names, or say --emotion_names where all "
-                            "have the same numbers.")
+        raise ManifestError(indices_told(first))
+
+def indices_told(u):
+    "What is wrong with a row of one of several corpora whose emotion is an index."
+    return (f"{u.source}: emotion {u.label} is an index, and corpora may number their emotions each in its "
+            "way. Write names, or say --emotion_names where all have the same numbers.")
 
 # %% ../nbs/01f_corpora.ipynb #digest
 def rows_as_given(rows):

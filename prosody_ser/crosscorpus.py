@@ -19,9 +19,9 @@ import pandas as pd
 from . import folder as own
 from .ablation import run_all, train_or_read, variants
 from .audio import audio_path
-from .config import ConfigError, TrainingError, paths_of
+from .config import ConfigError, TrainingError
 from .convert import map_emotions
-from .corpora import SPLITS, read_splits
+from .corpora import SPLITS, indices_told, read_splits
 from .data import emotion_names, rows_digest
 from .evaluate import Scores, markdown_table
 from .evaluation import METRIC_NAMES, save_figure
@@ -34,7 +34,7 @@ from .text import ManifestError, name_key
 _METRICS = "ser/ua", "ser/macro_f1"
 
 def _with_map(config, folders):
-    "The settings of each corpus, name -> TrainConfig: its manifests, its audio, the names that its rows have."
+    "The settings of each corpus, name -> TrainConfig: its manifests, its audio, names that its rows have."
     plain, found = replace(config, emotion_map=None), {}
     given, known = pairs_of(config.emotion_map, "emotion_map"), []
     for name, folder in folders.items():
@@ -49,9 +49,7 @@ def _with_map(config, folders):
     map_emotions(known, given)                                    # a name that no corpus has is told
     first = next((u for u in known if isinstance(u.label, int)), None)
     if first and not config.emotion_names:
-        raise ManifestError(f"{first.source}: emotion {first.label} is an index, and corpora may number their "
-                            "emotions each in its way. Write names, or say --emotion_names where all have "
-                            "the same numbers.")
+        raise ManifestError(indices_told(first))
     return found
 
 def _known_rows(rows, classes, names):
@@ -68,12 +66,13 @@ def _known_rows(rows, classes, names):
 # %% ../nbs/10b_crosscorpus.ipynb #check
 def _check_apart(name, train, other, test):
     "Raise ManifestError where rows that a corpus is trained on are tested in another."
-    known = {(os.path.realpath(audio_path(u, base)), u.start or 0, u.end): u for base, rows in train for u in rows}
-    base, rows = test
+    def stretch(u, base):
+        return os.path.realpath(audio_path(u, base)), u.start or 0, u.end
+    known, (base, rows) = {stretch(u, b): u.source for b, rows in train for u in rows}, test
     for u in rows:
-        if twin := known.get((os.path.realpath(audio_path(u, base)), u.start or 0, u.end)):
-            raise ManifestError(f"{u.source}: {other} tests what {name} is trained on ({twin.source}). Corpora "
-                                "must not share recordings.")
+        if twin := known.get(stretch(u, base)):
+            raise ManifestError(f"{u.source}: {other} tests what {name} is trained on ({twin}). Leave it out "
+                                "of one of the two.")
 
 # %% ../nbs/10b_crosscorpus.ipynb #pair
 def _tested(run, rows, config, out):
@@ -104,7 +103,8 @@ def _pair(facts, trained, configs, tests, folder):
         elif len(shared) > 1:
             out = folder/"tests"/f"{trained}_on_{other}_seed_{seed}"
             found["metrics"] = dict(_tested(run, kept, configs[other], out))
-        yield found | dict(metrics={k: v for k, v in found.get("metrics", {}).items() if k.startswith("ser/")})
+        scores = {k: v for k, v in found.get("metrics", {}).items() if k.startswith("ser/")}
+        yield found | dict(metrics=scores)
 
 # %% ../nbs/10b_crosscorpus.ipynb #all
 def run_crosscorpus(
@@ -123,8 +123,8 @@ def run_crosscorpus(
         for other, theirs in splits.items():
             _check_apart(name, train, other, (configs[other].audio_base_path, theirs["test"]))
     own.free_for_tables(place, "crosscorpus", "save_dir", remove=True)    # it must not outlive its runs
-    paths = {n: {k: getattr(c, k) for k in ("audio_base_path", "emotion_map", *(f"{s}_jsonl" for s in SPLITS))}
-             for n, c in configs.items()}
+    varied = "audio_base_path", "emotion_map", *(f"{s}_jsonl" for s in SPLITS)
+    paths = {n: {k: getattr(c, k) for k in varied} for n, c in configs.items()}
     runs = variants(config, paths, seeds, "{name}/seed_{seed}")
     runs = {n: replace(r, tokenizer_path=str(Path(r.save_dir)/"tok.model")) for n, r in runs.items()}
     found, failures = run_all(runs, partial(train_or_read, index=place/"audio_index.jsonl"))
@@ -146,20 +146,21 @@ def _grid(results, key):
     parts = frame["score"].mean(), frame["score"].std(), frame["floor"].mean()
     return [p.unstack().reindex(index=names, columns=names) for p in parts]
 
+def _cell(mean, sd, floor):
+    "A score with its floor as text."
+    if pd.isna(mean): return "–"
+    return f"{mean:.3f}{f' ± {sd:.3f}' if pd.notna(sd) else ''} ({floor:.3f})"
+
 def crosscorpus_text(
     results, # from run_crosscorpus
 ) -> str:
     "The scores of all pairs as Markdown, and what was left out."
     parts = []
     for key in _METRICS:
-        mean, sd, floor = _grid(results, key)
-        def cell(a, b):
-            if pd.isna(mean.loc[a, b]): return "–"
-            spread = f" ± {sd.loc[a, b]:.3f}" if pd.notna(sd.loc[a, b]) else ""
-            return f"{mean.loc[a, b]:.3f}{spread} ({floor.loc[a, b]:.3f})"
-        lines = [[a, *(cell(a, b) for b in mean)] for a in mean.index]
+        grid = _grid(results, key)
+        lines = [[name, *map(_cell, *(part.loc[name] for part in grid))] for name in grid[0].index]
         parts += [f"{METRIC_NAMES[key]}, trained on (rows) by tested on (columns); floor in brackets:",
-                  markdown_table(["", *mean], lines)]
+                  markdown_table(["", *grid[0]], lines)]
     for r in {(r["trained_on"], r["tested_on"]): r for r in results}.values():
         left = ", ".join(f"{name} {n}" for name, n in r["left_out"].items())
         said = f"{r['trained_on']} on {r['tested_on']}: {r['rows']} rows of {len(r['classes'])} emotions"
@@ -167,6 +168,7 @@ def crosscorpus_text(
         parts += [f"- {said}" + ("; too few in common for a score" if not r["metrics"] else "")]
     return "\n\n".join(parts[:2 * len(_METRICS)]) + "\n\n" + "\n".join(parts[2 * len(_METRICS):])
 
+# %% ../nbs/10b_crosscorpus.ipynb #write2
 def plot_crosscorpus(
     results, # from run_crosscorpus
 ):
