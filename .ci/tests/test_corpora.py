@@ -12,6 +12,7 @@ from prosody_ser.config import ConfigError, EvaluateConfig, TrainConfig
 from prosody_ser.corpora import corpora_text, corpus_name, corpus_scores, read_splits, row_digests
 from prosody_ser.data import Utterance, groups_of, read_manifest, rows_digest, straddling_groups
 from prosody_ser.evaluate import players
+from prosody_ser.evaluation import score
 from prosody_ser.run import Run
 from prosody_ser.text import ManifestError
 from prosody_ser.train import run_training, train
@@ -211,3 +212,72 @@ def test_temperature_needs_corpora(two, tmp_path):
         TrainConfig(**one | dict(corpus_temperature=0.5))
     config = TrainConfig(**settings(two, corpus_temperature=2.0), save_dir=str(tmp_path / "two"), **SMALL | dict(num_workers=2))
     assert run_training(config)["ser/n"] == 12
+
+
+def cross(command, folder, corpora, *more):
+    """The command with the smallest model."""
+    flags = [x for k, v in SMALL.items() for x in (f"--{k}", v)]
+    return command("crosscorpus", "--corpora", *(f"{n}={p}" for n, p in corpora.items()), "--use_alpha_ser", *flags, "--save_dir", folder, *more)
+
+
+def test_crosscorpus(two, tmp_path, command):
+    """Each on each: shared classes and rows, floors, what was left out; a second start reads all of it, and other rows are tested anew."""
+    for split in SPLITS:
+        rows = read(two / f"emodb/{split}.jsonl")
+        write(tmp_path / f"{split}.jsonl", [r | dict(audio_filepath=str(two / "emodb" / r["audio_filepath"])) | (dict(emotion="boredom") if i < 2 else {}) for i, r in enumerate(rows)])
+    corpora = dict(akan=two / "akan", emodb=tmp_path)
+    code, out = cross(command, tmp_path / "x", corpora, "--emotion_map", "angry=anger")
+    assert code == 0 and "akan on emodb: 4 rows of 2 emotions; left out: boredom 2" in out, out
+    pairs = {(r["trained_on"], r["tested_on"]): r for r in json.loads((tmp_path / "x/crosscorpus.json").read_text())["pairs"]}
+    assert len(pairs) == 4 and pairs["emodb", "akan"]["classes"] == ["anger", "joy"] and pairs["emodb", "emodb"]["classes"] == ["anger", "boredom", "joy"]
+    assert pairs["akan", "emodb"]["metrics"]["ser/ua_floor"] == 0.5 and pairs["akan", "emodb"]["metrics"]["ser/n"] == 4 and pairs["emodb", "akan"]["rows"] == 6
+    records = read(tmp_path / "x/tests/akan_on_emodb_seed_0/predictions.jsonl")
+    assert pairs["akan", "emodb"]["metrics"]["ser/ua"] == score(records)["ser/ua"] and len(records) == 4
+    assert pairs["akan", "akan"]["metrics"]["ser/ua"] == json.loads((tmp_path / "x/akan/seed_0/test_results.json").read_text())["metrics"]["ser/ua"]
+    table = (tmp_path / "x/crosscorpus.md").read_text()
+    assert f"({0.5:.3f})" in table and "| akan | " in table and (tmp_path / "x/crosscorpus.png").stat().st_size > 5000
+    written = {p: p.stat().st_mtime_ns for p in (tmp_path / "x").rglob("*") if p.is_file() and ("seed_0" in str(p))}
+    code, out = cross(command, tmp_path / "x", corpora, "--emotion_map", "angry=anger")
+    assert code == 0 and {p: p.stat().st_mtime_ns for p in written} == written and (tmp_path / "x/crosscorpus.md").read_text() == table
+    rows = read(tmp_path / "test.jsonl")[:-1]
+    write(tmp_path / "test.jsonl", rows)
+    code, out = cross(command, tmp_path / "x", corpora, "--emotion_map", "angry=anger")
+    assert code == 0 and "akan on emodb: 3 rows" in out and len(read(tmp_path / "x/tests/akan_on_emodb_seed_0/predictions.jsonl")) == 3
+
+
+def test_crosscorpus_says_what_is_wrong(two, tmp_path, command):
+    """One sentence with the cure, before anything is trained."""
+    both = dict(akan=two / "akan", emodb=two / "emodb")
+    def told(corpora, *more):
+        code, out = cross(command, tmp_path / "y", corpora, *more)
+        assert code and not (tmp_path / "y/akan").exists()
+        return out
+    assert "no row has the emotion 'sad'" in told(both, "--emotion_map", "sad=anger")
+    assert "at least two" in told(dict(akan=two / "akan")) and "write NAME=FOLDER" in told({"": two / "akan", "b": two})
+    assert "--train_jsonl: crosscorpus sees to that itself" in told(both, "--train_jsonl", "x")
+    assert "other tests what akan is trained on" in told(dict(akan=two / "akan", other=copy_of(two / "akan", tmp_path / "other", test="train")))
+    assert "no such manifest" in told(dict(akan=two / "akan", none=tmp_path / "none"))
+    numbers = copy_of(two / "akan", tmp_path / "numbers", emotion=1)
+    assert "is an index, and corpora may number" in told(dict(akan=two / "emodb", numbers=numbers))
+    (tmp_path / "y").mkdir(exist_ok=True)
+    (tmp_path / "y/crosscorpus.md").write_text("mine")
+    assert "nothing is written over" in told(both) and (tmp_path / "y/crosscorpus.md").read_text() == "mine"
+
+
+def copy_of(corpus, folder, test="test", **fields):
+    """The manifests of a corpus with whole paths, and other fields."""
+    folder.mkdir()
+    for split in SPLITS:
+        rows = read(corpus / f"{test if split == 'test' else split}.jsonl")
+        write(folder / f"{split}.jsonl", [r | dict(audio_filepath=str(corpus / r["audio_filepath"])) | fields for r in rows])
+    return folder
+
+
+def test_no_emotions_in_common(two, tmp_path, command):
+    """A dash in the table, and a sentence."""
+    other = copy_of(two / "emodb", tmp_path / "other", emotion="calm")
+    for split in SPLITS:
+        rows = read(other / f"{split}.jsonl")
+        write(other / f"{split}.jsonl", [r | dict(emotion="calm" if i % 2 else "tired") for i, r in enumerate(rows)])
+    code, out = cross(command, tmp_path / "z", dict(akan=two / "akan", other=other))
+    assert code == 0 and "akan on other: 0 rows of 0 emotions; left out: tired 3, calm 3; too few in common for a score" in out and "| – |" in out, out
