@@ -199,7 +199,7 @@ class _DataSettings:
 @dataclass(kw_only=True)
 class _CorpusSettings:
     "How the rows are read."
-    emotion_map: str | None = setting(None, "names of emotions: THEIRS=OURS,...; without OURS: no label")
+    emotion_map: str | None = setting(None, "other names of emotions, such as angry=anger; nothing behind it: no label")
     emotion_names: list[str] | None = setting(None, "names of the emotion indices, or one of: akan, emodb")
     recheck_audio: bool = setting(False, "decode every file again, checked before or not")
     vocab_size: int = setting(4000, "pieces of a tokenizer that is trained here")
