@@ -188,7 +188,7 @@ def _check_decoding(config):
 class _DataSettings:
     "What is read."
     audio_base_path: str | list[str] = setting(
-        MISSING, "folder that audio_filepath is relative to; or one for each manifest", path=True)
+        MISSING, "folder of the audio, or one for each manifest", path=True)
     train_jsonl: str | list[str] = setting(MISSING, "manifest to train on; several: corpora", path=True)
     val_jsonl: str | list[str] = setting(MISSING, "manifest that the epoch is chosen on", path=True)
     test_jsonl: str | list[str] | None = setting(
@@ -199,7 +199,8 @@ class _DataSettings:
 @dataclass(kw_only=True)
 class _CorpusSettings:
     "How the rows are read."
-    emotion_map: str | None = setting(None, "other names of emotions, such as angry=anger; nothing behind it: no label")
+    emotion_map: str | None = setting(
+        None, "other names of emotions: angry=anger,...; nothing behind =: no label")
     emotion_names: list[str] | None = setting(None, "names of the emotion indices, or one of: akan, emodb")
     recheck_audio: bool = setting(False, "decode every file again, checked before or not")
     vocab_size: int = setting(4000, "pieces of a tokenizer that is trained here")
@@ -296,7 +297,7 @@ class _BatchSettings:
     balanced_sampling: float = setting(
         0.0, "draw rare emotions more often; 1: as often as the most frequent one")
     corpus_temperature: float = setting(
-        1.0, "of several corpora draw the smaller more often: shares n ** (1 / T); 1: as it is")
+        1.0, "draw smaller corpora more often: shares n ** (1 / T); 1: as they are")
     num_workers: int = setting(4, "processes that load audio; 0: the training process itself")
     pin_memory: bool = setting(True, "page-locked memory for faster copies to a GPU")
     prefetch_factor: int = setting(2, "batches that each loading process keeps ready")
@@ -511,7 +512,7 @@ class EvaluateConfig(DecodingSettings):
     "Settings of an evaluation."
     checkpoint_path: str = setting(MISSING, "best_model folder, best_model.pt, or hub id", path=True)
     audio_base_path: str | list[str] = setting(
-        MISSING, "folder that audio_filepath is relative to; or one for each manifest", path=True)
+        MISSING, "folder of the audio, or one for each manifest", path=True)
     test_jsonl: str | list[str] = setting(MISSING, "manifest to score; several: corpora", path=True)
     tokenizer_path: str | None = setting(
         None, "checked against the checkpoint's tokenizer; default: that one", path=True)
