@@ -75,7 +75,7 @@ def parameters(config_class, own, left_out):
         if f.name in left_out:
             continue
         default = own.get(f.name, default_of(f))
-        optional = default is None and not isinstance(f.type, UnionType)          # required: None stands for the demo
+        optional = default is None and type(None) not in get_args(f.type)         # required: None stands for the demo
         demo = "; None: the demo's" if optional else ""
         kind, help = f.type | None if optional else f.type, f.metadata["help"]
         short = line(f.name, kind, default, help + demo)

@@ -163,6 +163,51 @@ class SpeedPerturbSampler:
             speed = float(rng.choice(self.speeds))
             yield [(i, speed) for i in batch]
 
+# %% ../nbs/00c_batches.ipynb #temp
+def corpus_places(corpora, seconds, temperature):
+    """Who may take each place of an epoch: N lists of rows, longest first, which take turns.
+    corpora (N,): the corpus of each row; seconds (N,): their lengths."""
+    names, order = list(dict.fromkeys(corpora)), np.argsort(-np.asarray(seconds), kind="stable")
+    parts = [[i for i in order.tolist() if corpora[i] == name] for name in names]
+    weights = np.array([len(rows) for rows in parts]) ** (1 / temperature)
+    ends = np.round(len(order) * weights.cumsum() / weights.sum()).astype(int)
+    places = []
+    for rows, n in zip(parts, np.diff(ends, prepend=0), strict=True):
+        whole, more = divmod(int(n), len(rows))
+        places += [[i] for i in rows] * whole
+        places += [part.tolist() for part in np.array_split(rows, more)] if more else []
+    return places
+
+class TurnSampler:
+    "Batches of rows, of batches of places: in each place the row whose turn it is in this epoch."
+    def __init__(self, batches, places):
+        self.batches, self.places = batches, places
+        self.seed, self.epoch = batches.seed, batches.epoch
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        turn = self.epoch()
+        for batch in self.batches:
+            yield [self.places[i][turn % len(self.places[i])] for i in batch]
+
+# %% ../nbs/00c_batches.ipynb #all
+def train_batches(rows, config, size, **order):
+    """The batches of training rows (SpeechDataset) that the settings ask for, of at most size rows; order:
+    seed, epoch, world and rank of `DurationBatchSampler`."""
+    slowest, times = np.asarray(rows.seconds) / min(perturbation_speeds(config.speed_perturb)), None
+    if config.balanced_sampling:
+        times = oversampling_counts(rows.emotions, config.balanced_sampling, config.seed)
+    if config.corpus_temperature != 1:
+        places = corpus_places([u.corpus for u in rows.utterances], slowest, config.corpus_temperature)
+        slowest = np.array([slowest[turns[0]] for turns in places])
+    batches = DurationBatchSampler(slowest, size, config.max_batch_seconds or 10 * config.batch_size,
+                                   config.batching == "length", times=times, **order)
+    if config.corpus_temperature != 1:
+        batches = TurnSampler(batches, places)
+    return SpeedPerturbSampler(batches, config.speed_perturb) if config.speed_perturb else batches
+
 # %% ../nbs/00c_batches.ipynb #draw2
 class DrawOne:
     "Batches whose iteration takes one of PyTorch's random numbers."

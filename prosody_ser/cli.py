@@ -28,6 +28,7 @@ from prosody_ser.command_config import (
     AgreementConfig,
     AnnotateConfig,
     ConvertConfig,
+    CrosscorpusConfig,
     ExportConfig,
     PackConfig,
     PredictConfig,
@@ -47,6 +48,7 @@ from prosody_ser.config import (
     default_of,
     is_required,
     non_defaults,
+    one_folder,
     setting,
 )
 
@@ -148,20 +150,21 @@ class _CrossvalConfig(Settings):
             raise ConfigError("--folds makes folds, --fold_dir has some. Choose one.")
         if self.seeds < 1: raise ConfigError(f"--seeds {self.seeds}: give at least 1.")
 
-def _parse_crossval(argv, about):
-    "Settings of the folds, and those of training, which are taken too."
-    parser = make_parser(_CrossvalConfig, "prosody-ser crossval", allow_abbrev=False, **about)
+def _parse_both(settings, name, argv, about):
+    "Settings of a command that trains many times, and those of training, which are taken too."
+    parser = make_parser(settings, f"prosody-ser {name}", allow_abbrev=False, **about)
     found, rest = parser.parse_known_args(argv)
     manifests = "train_jsonl", "val_jsonl", "test_jsonl", "tokenizer_path"
     own = [f"--{n}" for n in (*manifests, "run_ablation_study", "resume")]
     if taken := [a for a in rest if a.split("=")[0] in own]:
-        parser.error(f"{taken[0]}: crossval sees to that itself. Leave it out.")
+        parser.error(f"{taken[0]}: {name} sees to that itself. Leave it out.")
     try:
-        folds = _CrossvalConfig(**vars(found))
+        how = settings(**vars(found))
     except ConfigError as e:
         parser.error(str(e))
-    each = [x for name in manifests for x in (f"--{name}", "-")]
-    return folds, parse_args(TrainConfig, [*rest, *each], "prosody-ser crossval")
+    places = [] if settings is _CrossvalConfig else ["--audio_base_path", "-"]     # each corpus has its own
+    each = [x for n in manifests for x in (f"--{n}", "-")]
+    return how, parse_args(TrainConfig, [*places, *rest, *each], f"prosody-ser {name}")
 
 def _crossval(configs):
     from prosody_ser.ablation import crossval_table, given_folds, make_folds, run_crossval
@@ -351,6 +354,8 @@ _STUDY = ("The study is set by --ablation_mode, --ablation_alphas, --ablation_se
           "under ablation/.")
 _FOLDS = ("All flags of prosody-ser train are taken too (see its --help), but for the manifests and the "
           "tokenizer: each fold has its own.")
+_CROSS = ("All flags of prosody-ser train are taken too (see its --help), but for the manifests and the "
+          "tokenizer. Without --audio_base_path the audio of a corpus lies in its folder.")
 _PAIRED = ("Both models are scored on the same test sets, drawn anew a thousand times by speaker (or film). "
            "An interval that holds 0 shows no difference. Of a run of a study, which is never tested, the "
            "validation set is compared.")
@@ -363,13 +368,15 @@ COMMANDS = dict(
     ablation=_Command(TrainConfig, _ablation, "Train once for each alpha; keep the best on validation.",
                       _STUDY),
     crossval=_Command(_CrossvalConfig, _crossval, more=_FOLDS),
+    crosscorpus=_Command(CrosscorpusConfig, _room("crosscorpus"), more=_CROSS),
     gather=_Command(GatherConfig, _gather, "Finished runs in one table: settings that differ, scores."),
     compare=_Command(_CompareConfig, _compare, more=_PAIRED),
     predict=_Command(PredictConfig, _predict), export=_Command(ExportConfig, _room("export")),
     serve=_Command(ServeConfig, _room("serve")), publish=_Command(PublishConfig, _room("hub", "publish")),
     prepare=_Command(_PrepareConfig, _prepare), convert=_Command(ConvertConfig, _room("convert")),
     pack=_Command(PackConfig, _room("pack")), agreement=_Command(AgreementConfig, _room("agreement")),
-    annotate=_Command(AnnotateConfig, _room("annotate")), prominence=_Command(ProminenceConfig, _room("prominence")),
+    annotate=_Command(AnnotateConfig, _room("annotate")),
+    prominence=_Command(ProminenceConfig, _room("prominence")),
     audit=_Command(_AuditConfig, _audit, more=_EXIT), tokenizer=_Command(_TokenizerConfig, _tokenizer),
     lm=_Command(_LMConfig, _lm), memory=_Command(_MemoryConfig, _memory))
 
@@ -388,8 +395,8 @@ def main(
     name = parser.parse_args(argv[:1]).command
     command = COMMANDS[name]
     about = dict(description=command.about or command.settings.__doc__, epilog=command.more)
-    if command.settings is _CrossvalConfig:
-        config = _parse_crossval(argv[1:], about)
+    if command.settings in (_CrossvalConfig, CrosscorpusConfig):
+        config = _parse_both(command.settings, name, argv[1:], about)
     else:
         config = parse_args(command.settings, argv[1:], f"prosody-ser {name}", **about)
     os.environ["MPLBACKEND"] = "Agg"        # what a notebook's shell has left there may not exist here
@@ -518,8 +525,11 @@ def audit_part(
     config, # TrainConfig
 ):
     "What is wrong with the corpus."
-    from prosody_ser.audit import audit_manifests
+    from prosody_ser.audit import audit, audit_manifests
     manifests = [m for m in (config.train_jsonl, config.val_jsonl, config.test_jsonl) if m]
+    if any(isinstance(m, list) for m in manifests):
+        from prosody_ser.corpora import read_splits
+        return audit(read_splits(config), one_folder(config.audio_base_path), names=config.emotion_names)
     return audit_manifests(manifests, audio_base_path=config.audio_base_path, names=config.emotion_names)[1]
 
 def figure_part(

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TASKS', 'BACKBONES', 'FRAME_RATE', 'TINY_FRAME_RATE', 'POOLINGS', 'CTC_REDUCTIONS', 'CTC_DEFAULTS', 'TRACKERS',
            'DECODING_SETTINGS', 'LOGGING_SETTINGS', 'EXECUTION_SETTINGS', 'PATH_SETTINGS', 'ConfigError',
-           'TrainingError', 'setting', 'expand_path', 'Settings', 'is_required', 'default_of', 'non_defaults',
-           'DecodingSettings', 'TrainConfig', 'unused_settings', 'EvaluateConfig', 'GatherConfig']
+           'TrainingError', 'setting', 'expand_path', 'paths_of', 'one_folder', 'Settings', 'is_required', 'default_of',
+           'non_defaults', 'DecodingSettings', 'TrainConfig', 'unused_settings', 'EvaluateConfig', 'GatherConfig']
 
 # %% ../nbs/01_config.ipynb #imports
 import math
@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, fields
 from types import UnionType
+from typing import get_args
 
 # %% ../nbs/01_config.ipynb #choices
 TASKS = "ser", "asr", "prosody"        # emotion, transcript, prominence
@@ -44,7 +45,7 @@ _SELECTION_METRICS = ["skill", "ser/wa", "ser/ua", "ser/macro_f1", "asr/wer", "a
 _MINIMUM = dict(                       # the least value of a number; of the others it is 0
     vocab_size=6, batch_size=1, num_epochs=1, gradient_accumulation_steps=1, log_steps=1, prefetch_factor=1,
     ablation_epochs=1, ablation_seeds=1, beam_width=1, top_k=1, port=1, queue=1, max_seconds=4,
-    character_coverage=0.98, word_score=-1e6, threshold=-100)
+    corpus_temperature=1, character_coverage=0.98, word_score=-1e6, threshold=-100)
 _LARGEST = 10**9                       # of any other whole number: more is a slip of the keyboard
 _MAXIMUM = dict(                       # an infinite norm clips nothing, an endless batch is one
     max_grad_norm=math.inf, max_batch_seconds=math.inf, vocab_size=10**6, lora_rank=10**4, num_workers=10**3,
@@ -101,6 +102,18 @@ def expand_path(
                           "path out.")
     return full
 
+def paths_of(
+    value, # of a setting that takes one path or several
+) -> list:
+    "The paths that a setting names; none: []."
+    return [value] if isinstance(value, str) and value else list(value or ())
+
+def one_folder(
+    value, # of audio_base_path
+) -> str:
+    "The folder that rows are relative to; empty where each corpus has its own, and rows have whole paths."
+    return value[0] if len(value := paths_of(value)) == 1 else ""
+
 class Settings:
     "What all configurations have: values are looked at, and paths are as they were meant."
     def __post_init__(self):
@@ -111,7 +124,10 @@ class Settings:
 def _as_meant(f, value):
     "A value with its paths filled in; the text None is None where there may be none."
     is_path, is_none = f.metadata.get("path"), isinstance(value, str) and value.lower() in ("none", "null")
-    if is_none and isinstance(f.type, UnionType): return None
+    kinds = get_args(f.type) if isinstance(f.type, UnionType) else ()
+    if is_none and type(None) in kinds: return None
+    if str in kinds and isinstance(value, list | tuple):                     # one, or several
+        value = value[0] if len(value) == 1 else list(value)
     if is_path and (is_none or value == "None"):
         raise ConfigError(f"--{f.name} {value}: that is no path, but the text of a value that was not set.")
     if not is_path or not value: return value
@@ -171,10 +187,11 @@ def _check_decoding(config):
 @dataclass
 class _DataSettings:
     "What is read."
-    audio_base_path: str = setting(MISSING, "folder that audio_filepath is relative to", path=True)
-    train_jsonl: str = setting(MISSING, "manifest to train on", path=True)
-    val_jsonl: str = setting(MISSING, "manifest that the epoch is chosen on", path=True)
-    test_jsonl: str | None = setting(
+    audio_base_path: str | list[str] = setting(
+        MISSING, "folder of the audio, or one for each manifest", path=True)
+    train_jsonl: str | list[str] = setting(MISSING, "manifest to train on; several: corpora", path=True)
+    val_jsonl: str | list[str] = setting(MISSING, "manifest that the epoch is chosen on", path=True)
+    test_jsonl: str | list[str] | None = setting(
         None, "manifest to score the best model on, once; default: no test", path=True)
     tokenizer_path: str | None = setting(
         None, "SentencePiece .model, trained if missing; default: save_dir/tok.model", path=True)
@@ -182,6 +199,8 @@ class _DataSettings:
 @dataclass(kw_only=True)
 class _CorpusSettings:
     "How the rows are read."
+    emotion_map: str | None = setting(
+        None, "other names of emotions: angry=anger,...; nothing behind =: no label")
     emotion_names: list[str] | None = setting(None, "names of the emotion indices, or one of: akan, emodb")
     recheck_audio: bool = setting(False, "decode every file again, checked before or not")
     vocab_size: int = setting(4000, "pieces of a tokenizer that is trained here")
@@ -277,6 +296,8 @@ class _BatchSettings:
                             choices=["length", "random"])
     balanced_sampling: float = setting(
         0.0, "draw rare emotions more often; 1: as often as the most frequent one")
+    corpus_temperature: float = setting(
+        1.0, "draw smaller corpora more often: shares n ** (1 / T); 1: as they are")
     num_workers: int = setting(4, "processes that load audio; 0: the training process itself")
     pin_memory: bool = setting(True, "page-locked memory for faster copies to a GPU")
     prefetch_factor: int = setting(2, "batches that each loading process keeps ready")
@@ -358,6 +379,7 @@ class TrainConfig(
 def _contradictions(c) -> Iterator[str]:
     "Messages for settings that cannot be meant together."
     yield from _empty_settings(c)
+    yield from _corpus_contradictions(c)
     if c.select_by and (task := c.select_by.split("/")[0]) not in ["skill", *c.tasks]:
         yield f"--select_by {c.select_by} needs the {task} head. Switch it on, or choose another metric."
     if not any(c.alphas[t] for t in c.tasks):
@@ -410,6 +432,25 @@ def _empty_settings(c):
         yield f"--{empty[0]} is empty. Name the manifest."
     if c.emotion_names and not all(name.strip() for name in c.emotion_names):
         yield "--emotion_names holds an empty name. Name each emotion, or leave the setting out."
+
+# %% ../nbs/01_config.ipynb #severalcorpora
+def _corpus_contradictions(c):
+    "Those about several manifests, and the folders of their audio."
+    bases = paths_of(c.audio_base_path)
+    for name in (f"{split}_jsonl" for split in ("train", "val", "test")):
+        files = paths_of(getattr(c, name, None))
+        if twice := [file for file in files if files.count(file) > 1]:
+            yield f"--{name} names {twice[0]} twice. Name it once."
+        if files and len(bases) > 1 and len(bases) != len(files):
+            yield (f"--audio_base_path names {len(bases)} folders, --{name} {len(files)} manifests: give one "
+                   "folder for all, or one for each manifest of every split, in their order. (A pattern must "
+                   "come whole, in quotes: 'corpus-*.tar'.)")
+    if getattr(c, "corpus_temperature", 1) != 1 and c.balanced_sampling:
+        yield ("--balanced_sampling draws by emotion, --corpus_temperature by corpus. Choose one; emotions "
+               "can be weighed by --class_weights balanced.")
+    if len(bases) > 1 and c.stage_dir:
+        yield ("--stage_dir copies what is in one folder, --audio_base_path names several. Name a folder "
+               "that holds all, or leave --stage_dir out.")
 
 # %% ../nbs/01_config.ipynb #checkstudy
 def _study_contradictions(c):
@@ -470,8 +511,9 @@ PATH_SETTINGS = {"audio_base_path", "train_jsonl", "val_jsonl", "test_jsonl", "t
 class EvaluateConfig(DecodingSettings):
     "Settings of an evaluation."
     checkpoint_path: str = setting(MISSING, "best_model folder, best_model.pt, or hub id", path=True)
-    audio_base_path: str = setting(MISSING, "folder that audio_filepath is relative to", path=True)
-    test_jsonl: str = setting(MISSING, "manifest to score", path=True)
+    audio_base_path: str | list[str] = setting(
+        MISSING, "folder of the audio, or one for each manifest", path=True)
+    test_jsonl: str | list[str] = setting(MISSING, "manifest to score; several: corpora", path=True)
     tokenizer_path: str | None = setting(
         None, "checked against the checkpoint's tokenizer; default: that one", path=True)
     batch_size: int = setting(8, "utterances at a time")
@@ -480,6 +522,10 @@ class EvaluateConfig(DecodingSettings):
     device: str = setting("cuda", "where to run; without a GPU: cpu", choices=["cuda", "cpu"])
     num_workers: int = setting(0, "processes that load audio; 0: this one")
     stage_dir: str | None = setting(None, "copy the audio to this folder first, on a fast disk", path=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if message := next(_corpus_contradictions(self), None): raise ConfigError(message)
 
 # %% ../nbs/01_config.ipynb #gatherconfig
 @dataclass

@@ -22,6 +22,7 @@ from .corpus import notes_text
 from .data import describe, emotion_names, write_manifest
 from .files import find_audio, open_audio
 from .folder import one_writer, refuse_foreign
+from .labels import classes_of, is_soft, name_of, shares_of
 from .sources import Source, library_of, pairs_of, read_source
 from .text import ManifestError, name_key
 
@@ -30,15 +31,32 @@ def map_emotions(
     rows,  # list of Utterance, whose emotions are changed
     names, # dict: emotion of the rows -> the new one; empty: none
 ):
-    "Give emotions other names. Raises `ManifestError` for one that no row has."
-    found = {name_key(u.emotion): str(u.emotion) for u in rows if u.emotion is not None}
+    """Give emotions other names, also where rows have shares: of two that become one they are added, one that
+    is left out leaves the others in proportion. Raises `ManifestError` for a name that no row has."""
+    found = {name_key(c): str(c) for c in sorted(classes_of(rows), key=str)}
     if missing := [n for n in names if name_key(n) not in found]:
         there = ", ".join(sorted(found.values())) or "none"
         raise ManifestError(f"--emotion_map {missing[0]}={names[missing[0]]}: no row has the emotion "
                             f"{missing[0]!r}; there are {there}. Write THEIRS=OURS.")
     new = {name_key(theirs): ours or None for theirs, ours in names.items()}
     for u in rows:
-        u.emotion = new.get(name_key(u.emotion), u.emotion)
+        if is_soft(u.emotion):
+            u.emotion = _mapped_shares(u, new)
+        else:
+            u.emotion = new.get(name_key(u.emotion), u.emotion)
+
+def _mapped_shares(u, new):
+    "The shares of a row under new names; None where none is left."
+    found, spelt = {}, {}
+    for c, share in shares_of(u.emotion).items():
+        if (c := new.get(name_key(c), c)) is not None:
+            c = spelt.setdefault(name_key(c), c)
+            found[c] = found.get(c, 0) + share
+    if len({type(c) for c in found}) > 1:
+        left = next(c for c in found if isinstance(c, int))
+        raise ManifestError(f"{u.source}: --emotion_map names some classes and leaves {left} an index. Name "
+                            "all of them.")
+    return {str(c): share / total for c, share in found.items()} if (total := sum(found.values())) else None
 
 # %% ../nbs/01e_convert.ipynb #out
 class _Out:
@@ -115,26 +133,33 @@ def _sound_cell(u, notes):
 
 def _columns(splits, pa):
     "Columns beside the sound: name -> (type, what the Hub notes of it, function of a row)."
-    text, number = (dict(dtype=dtype, _type="Value") for dtype in ("string", "int64"))
+    text, number, share = (dict(dtype=dtype, _type="Value") for dtype in ("string", "int64", "float64"))
     rows = sum(splits.values(), [])
     names = emotion_names(rows)
-    named = any(isinstance(u.emotion, str) for u in rows)
+    named = any(isinstance(u.label, str) for u in rows)
     index = {name_key(n): i for i, n in enumerate(names)}
+    p_scores = any(type(mark) is float for u in rows for mark in u.prosody_annotations or ())
+    mark, mark_type = (share, pa.float64()) if p_scores else (number, pa.int64())
     emotion = dict(names=names, _type="ClassLabel") if named else number
-    soft = any(0 < m < 1 for u in rows for m in u.prosody_annotations or ())     # a share is no whole number
-    marks, mark = (pa.float64(), dict(number, dtype="float64")) if soft else (pa.int64(), number)
     found = dict(
         text=(pa.string(), text, lambda u: u.text),
         words=(pa.list_(pa.string()), dict(feature=text, _type="Sequence"), lambda u: u.words),
-        prosody_annotations=(pa.list_(marks), dict(feature=mark, _type="Sequence"),
+        prosody_annotations=(pa.list_(mark_type), dict(feature=mark, _type="Sequence"),
                              lambda u: u.prosody_annotations),
         prosody_source=(pa.string(), text, lambda u: u.prosody_source),
-        emotion=(pa.int64(), emotion, lambda u: index.get(name_key(u.emotion)) if named else u.emotion),
+        emotion=(pa.int64(), emotion, lambda u: index.get(name_key(u.label)) if named else u.label),
+        emotion_shares=(pa.struct([(n, pa.float64()) for n in names]), dict.fromkeys(names, share),
+                        lambda u: _shares(u, names)),
         speaker=(pa.string(), text, lambda u: u.speaker),
         id=(pa.string(), text, lambda u: None if u.id is None else str(u.id)))
     return {n: c for n, c in found.items() if any(c[2](u) is not None for u in rows)}
 
 # %% ../nbs/01e_convert.ipynb #outparquet2
+def _shares(u, names):
+    "The shares of a row under the usual spelling of the classes, or None."
+    if not is_soft(u.emotion): return None
+    return {name_of(c, names): share for c, share in shares_of(u.emotion).items()}
+
 def _shards(rows):
     "The rows in lists of about half a gigabyte of sound."
     shards, full = [[]], 0
@@ -176,16 +201,19 @@ def _write_audformat(splits, out, notes):
     audformat, types = library_of("audformat"), dict(train="train", val="dev", test="test")
     rows, tables = sum(splits.values(), []), [f"db.{name}.csv" for name in splits]
     out.claim("db.yaml", *tables)
-    named = any(isinstance(u.emotion, str) for u in rows)
+    named = any(isinstance(u.label, str) for u in rows)
     db = audformat.Database(re.sub(r"\W", "_", out.folder.resolve().name), "prosody-ser convert", "other")
-    emotion = dict(labels=emotion_names(rows)) if named else dict(dtype="int")
-    db.schemes["emotion"] = audformat.Scheme(**emotion)
+    names = emotion_names(rows)
+    db.schemes["emotion"] = audformat.Scheme(**dict(labels=names) if named else dict(dtype="int"))
     for name in ("speaker", "transcription"):
         db.schemes[name] = audformat.Scheme("str")
-    db.schemes["prominence"] = audformat.Scheme("str", description="0 or 1 for each word")
-    usual = {name_key(n): n for n in emotion_names(rows)} if named else {}
-    values = dict(emotion=lambda u: usual.get(name_key(u.emotion), u.emotion), speaker=lambda u: u.speaker,
+    db.schemes["prominence"] = audformat.Scheme("str", description="0 or 1, or a share, for each word")
+    usual = {name_key(n): n for n in names} if named else {}
+    values = dict(emotion=lambda u: usual.get(name_key(u.label), u.label), speaker=lambda u: u.speaker,
                   transcription=lambda u: u.text, prominence=_as_text)
+    if any(is_soft(u.emotion) for u in rows):
+        db.schemes["emotion_shares"] = audformat.Scheme("str", description="JSON: the share of each emotion")
+        values["emotion_shares"] = lambda u: (found := _shares(u, names)) and json.dumps(found)
     for name, part in splits.items():
         db.splits[name] = audformat.Split(types.get(name, "other"))
         part = list({(_place_in(out, u, notes), u.start, u.end): u for u in part}.items())

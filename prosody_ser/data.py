@@ -69,6 +69,7 @@ class Utterance:
     prosody_source: str | None = None             # "acoustic": the marks were computed, not heard
     source: str = ""                              # "manifest:line", for messages; not written
     audio_base_path: str = ""                     # folder of the audio; not written
+    corpus: str | None = None                     # which of several corpora the row is of
 
     @property
     def text(self):
@@ -92,7 +93,7 @@ def _row_problems(row):
         if half := _HALF_PAIR.search(json.dumps(value, ensure_ascii=False)):
             problem = f"{name} holds half a surrogate pair, {half[0]!a}: a part of a character"
             yield "half a character", problem, "Write the whole character, or leave it out."
-    path, words, marks, emotion, speaker, _, start, end, _, made = map(row.get, _FIELDS)
+    path, words, marks, emotion, speaker, _, start, end, _, made, corpus = map(row.get, _FIELDS)
     if not _is_path(path):
         yield "audio_filepath", "audio_filepath is missing", 'Add "audio_filepath": "path/to/file.wav".'
     if words is not None and not (isinstance(words, list) and words and all(_is_word(w) for w in words)):
@@ -110,9 +111,10 @@ def _row_problems(row):
     elif not is_emotion(emotion):
         problem = f"emotion must be a name or an index from 0 to {LAST_INDEX}, got {_short(emotion)}"
         yield "emotion", problem, "Use null where the emotion is unknown."
-    if not _is_speaker(speaker):
-        problem = f"speaker must be a name or a number, got {_short(speaker)}"
-        yield "speaker", problem, "Use null where the speaker is unknown."
+    for field, value in dict(speaker=speaker, corpus=corpus).items():
+        if _is_speaker(value): continue
+        problem = f"{field} must be a name or a number, got {_short(value)}"
+        yield field, problem, f"Use null where the {field} is unknown."
     if not _is_source(made):
         problem = f"prosody_source must be a text such as acoustic, got {_short(made)}"
         yield "prosody_source", problem, "Use null for marks that were made by ear."
@@ -220,7 +222,7 @@ def _parse_line(line, fields, kept, source, base):
 
 def _utterance(row, kept, source, base):
     "A row, parsed JSON, as an utterance. Raises ValueError, TypeError or AttributeError for a wrong one."
-    path, words, marks, emotion, speaker, id, first, last, times, made = map(row.get, _FIELDS)
+    path, words, marks, emotion, speaker, id, first, last, times, made, corpus = map(row.get, _FIELDS)
     right = _is_path(path) and _is_span(first, last) and type(speaker) is not bool and _is_source(made)
     right = right and (type(emotion) is str or is_emotion(emotion))
     right = right and (words is None or (words and type(words) is list))
@@ -231,8 +233,8 @@ def _utterance(row, kept, source, base):
     if type(emotion) is dict:
         emotion = {kept.emotions[name]: share for name, share in emotion.items()}
     emotion = kept.emotions[emotion] if type(emotion) is str else emotion
-    speaker = kept.speakers[speaker]
-    return Utterance(path, words, marks, emotion, speaker, id, first, last, times, made, source, base)
+    speaker, corpus = kept.speakers[speaker], corpus and kept.speakers[corpus]
+    return Utterance(path, words, marks, emotion, speaker, id, first, last, times, made, source, base, corpus)
 
 def _line_problems(line):
     "What is wrong with a line that could not be read: list of (kind, problem, cure)."
@@ -346,22 +348,30 @@ def groups_of(utterances: list[Utterance]) -> list:
     """For each row what must not stand in two splits: its speaker, else its film; None: the row is alone.
 
     A film is the first folder in which the paths differ: film in film/wav/1.wav, the speaker in
-    speaker/chapter/1.wav. Give all splits at once: their paths are compared with each other."""
+    speaker/chapter/1.wav. Give all splits at once: their paths are compared with each other, those of each
+    corpus for itself."""
     known = {f: _folders(f) for f in {u.audio_filepath.rpartition("/")[0] for u in utterances}}
     folders = [known[u.audio_filepath.rpartition("/")[0]] for u in utterances]
-    alone = [f for f, u in zip(folders, utterances, strict=True) if not u.speaker]
-    depth = len(os.path.commonprefix(alone))
-    depth -= len(set(alone)) == 1                       # all in one folder: that is the film
-    films = ["/".join(f[max(0, depth):depth + 1]) or None for f in folders]
+    alone = {u.corpus: set() for u in utterances}
+    for f, u in zip(folders, utterances, strict=True):
+        alone[u.corpus].update(() if u.speaker else (f,))
+    # all in one folder: that is the film
+    depths = {c: max(0, len(os.path.commonprefix(list(fs))) - (len(fs) == 1)) for c, fs in alone.items()}
+    firsts = [f[d:d + 1] for f, u in zip(folders, utterances, strict=True) for d in (depths[u.corpus],)]
+    films = ["".join(first) or None for first in firsts]
+    if len(alone) > 1:
+        films = [film and f"{u.corpus}: {film}" for film, u in zip(films, utterances, strict=True)]
     speakers = {s: name_key(s) for s in {u.speaker for u in utterances}}
     return [speakers[u.speaker] or film for u, film in zip(utterances, films, strict=True)]
 
 def straddling_groups(splits: dict) -> list[str]:
     "The speakers and films that stand in two splits (name -> rows); one folder with everything is no film."
     every = sum(map(list, splits.values()), [])
-    names = iter(groups_of(every))
-    groups = [{next(names) for _ in rows} - {None} for rows in splits.values()]
-    if not any(u.speaker for u in every) and len(set.union(*groups)) == 1: return []
+    names = groups_of(every)
+    known = {(u.corpus, name, bool(u.speaker)) for u, name in zip(every, names, strict=True) if name}
+    sizes, names = Counter(corpus for corpus, *_ in known), iter(names)
+    whole = {None, *(name for corpus, name, is_speaker in known if sizes[corpus] == 1 and not is_speaker)}
+    groups = [{next(names) for _ in rows} - whole for rows in splits.values()]
     return sorted(set.union(*(a & b for a, b in combinations(groups, 2))))
 
 def _folders(path):
@@ -435,7 +445,8 @@ def write_manifest(utterances: list[Utterance], path: str | Path):
 
 def _digested(u):
     "What of a row counts in a fingerprint; what earlier versions did not know counts where it is given."
-    row = {field: getattr(u, field) for field in _FIELDS if field != "prosody_source"} | {"where": ""}
+    late = "prosody_source", "corpus"                     # the corpus only says where the row came from
+    row = {field: getattr(u, field) for field in _FIELDS if field not in late} | {"where": ""}
     return row if u.prosody_source is None else row | {"prosody_source": u.prosody_source}
 
 def rows_digest(utterances: list[Utterance]) -> str:

@@ -34,8 +34,8 @@ from sklearn.metrics import precision_recall_fscore_support
 from . import evaluation
 from .audio import SAMPLING_RATE, load_audio
 from .batches import SpeechDataset
-from .config import EvaluateConfig
-from .data import read_manifest
+from .config import EvaluateConfig, one_folder
+from .corpora import corpus_rows, corpus_scores, named_files, read_splits
 from .folder import free_for_tables, new_figure, numbers_only, one_writer, to_json, write_whole
 from .labels import check_indices, is_prominent
 from .pack import stage_audio
@@ -195,7 +195,7 @@ def _transcript_rows(metrics):
     return ["", "value"], [[name, form.format(metrics[k]).replace("%", " %")] for k, (name, form) in rows]
 
 # %% ../nbs/07b_report.ipynb #c043
-_IN_WORDS = {"choice", "intervals", "calibration", "unknown_words"}       # told in words beside the scores
+_IN_WORDS = {"choice", "corpora", "intervals", "calibration", "unknown_words"}  # told beside the scores
 
 def _calibration_note(calibration, metrics):
     "What the temperature did, from the dict of calibrate."
@@ -288,6 +288,8 @@ class Scores(dict):
 def _tables(scores):
     "Title -> names of the columns, rows of texts."
     tables = {"Scores": metrics_rows(scores)}
+    if found := scores.settings.get("corpora"):
+        tables["Corpora"] = corpus_rows(found)
     if "ser/ua" in scores and scores.records:
         tables["Emotions"] = _class_rows(scores.records, scores.names)
         if "ser/aurc" in scores:
@@ -318,6 +320,8 @@ def _scored(records, names, settings):
     "Score records and draw the intervals; an earlier calibration error comes from the logits."
     ends, drawn = evaluation.intervals(records)
     settings = dict(settings) | dict(intervals=drawn)
+    if found := corpus_scores(records):
+        settings["corpora"] = found
     calibration = settings.get("calibration")
     if calibration and any("emotion_logits" in r for r in evaluation.with_emotion(records)):
         before = evaluation.confidence_metrics(evaluation.at_temperature(records, 1.0))["ser/ece"]
@@ -532,7 +536,7 @@ def evaluate_model(
     config = from_parameters(EvaluateConfig, given | inputs)
     config.device = pick_device(config.device)
     folder, tokenizer = config.output_dir or None, model.processor.tokenizer
-    where = (about or {}).get("test_jsonl") or "the transcripts"
+    where = named_files((about or {}).get("test_jsonl")) or "the transcripts"
     with one_writer(folder, "output_dir") if folder else nullcontext():
         if folder:
             free_for_tables(folder, "report", "output_dir")
@@ -546,8 +550,9 @@ def evaluate_model(
         used = {k: v for k, v in asdict(config).items() if v != ""} | facts | dict(heads=model.config.tasks)
         if model.asr and (told := tokenizer.unknown_words(dataset.utterances, where)[1]):
             used["unknown_words"] = told
+        sound = None if audio_base_path is None else config.audio_base_path      # empty: paths are whole
         if not folder: return _scored(records, names, (about or {}) | used)
-        return write_report(folder, records, names, (about or {}) | used, config.audio_base_path or None)
+        return write_report(folder, records, names, (about or {}) | used, sound)
 
 def _as_dataset(model, utterances, base):
     "The names of the model's emotions, and the utterances as a SpeechDataset. Raises `ManifestError`."
@@ -571,7 +576,8 @@ def evaluate_checkpoint(
         model.processor.tokenizer = tokenizer
     settings = asdict(config)
     about = {k: settings.pop(k) for k in ("checkpoint_path", "tokenizer_path", "test_jsonl")}
-    return evaluate_model(model, read_manifest(config.test_jsonl), about=about, **settings)
+    settings["audio_base_path"] = one_folder(config.audio_base_path)
+    return evaluate_model(model, read_splits(config)["test"], about=about, **settings)
 
 # %% ../nbs/07b_report.ipynb #c036
 def compare_models(

@@ -144,6 +144,7 @@ _TABLES = dict(
               '"mode"'),
     crossval=(["crossval.json", "crossval.md", "crossval_predictions.jsonl", "crossval_confusion.png",
                "crossval_folds.png"], '"pooled"'),
+    crosscorpus=(["crosscorpus.json", "crosscorpus.md", "crosscorpus.png"], '"trained_on"'),
     comparison=(["runs.csv", "comparison.md", "comparison.csv", "comparison.png"],
                 "chosen_by,validation,epoch"),
     onnx=(["onnx.json", "encoder.onnx", "encoder.onnx.data", "ser.onnx", "asr.onnx", "prosody.onnx",
@@ -151,7 +152,7 @@ _TABLES = dict(
 
 def free_for_tables(
     folder, # that they are written to
-    kind,   # report, ablation, crossval, comparison or onnx
+    kind,   # report, ablation, crossval, crosscorpus, comparison or onnx
     flag,   # setting that names the folder, for the message
     remove=False, # the earlier ones
 ):

@@ -18,8 +18,17 @@ from pathlib import Path
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from .config import BACKBONES, EXECUTION_SETTINGS, LOGGING_SETTINGS, ConfigError, non_defaults
-from .data import describe, read_manifest, rows_digest, straddling_groups
+from prosody_ser.config import (
+    BACKBONES,
+    EXECUTION_SETTINGS,
+    LOGGING_SETTINGS,
+    ConfigError,
+    non_defaults,
+    paths_of,
+)
+
+from .corpora import SPLITS, read_splits, rows_as_given
+from .data import describe, rows_digest, straddling_groups
 from .evaluate import Scores, markdown_table, selection_note
 from .evaluation import LOWER_IS_BETTER, METRIC_NAMES
 from .folder import FolderError, write_whole
@@ -38,7 +47,8 @@ def _hub_id(path):
 def _without_paths(run, text):
     "A text in which the run's files have names only."
     kept = [run.settings[f.name] for f in fields(run.config) if f.metadata.get("path")]
-    paths = {p for v in [*kept, str(run.folder)] if isinstance(v, str) for p in (v, os.path.abspath(v))}
+    kept = [v for value in [*kept, str(run.folder)] for v in paths_of(value)]
+    paths = {p for v in kept for p in (v, os.path.abspath(v))}
     base = _hub_id(run.settings["backbone_path"])
     for path in sorted((p for p in paths if os.sep in p and p != base), key=len, reverse=True):
         text = text.replace(path, Path(path).name or "/")
@@ -64,11 +74,11 @@ def _recipe(config):
 def _splits(run):
     "Split -> its rows, of the manifests that are as the run read them."
     found = {}
-    for split in ("train", "val", "test"):
-        file, digest = run.settings[f"{split}_jsonl"], run.inputs.get(f"the rows of {split}_jsonl")
+    for split in SPLITS:
+        digest = run.inputs.get(f"the rows of {split}_jsonl")
         with suppress(OSError, ManifestError):
-            rows = read_manifest(file) if file and digest else []
-            if rows and rows_digest(rows) == digest:
+            rows = read_splits(run.config, [split]).get(split) if digest else None
+            if rows and rows_digest(rows_as_given(rows)) == digest:
                 found[split] = rows
     return found
 
@@ -119,8 +129,8 @@ def _metric_name(scores, key):
 
 def _eval_results(run, scores, split, dataset):
     "The scores as the Hub reads them."
-    file = run.settings[f"{split}_jsonl"]
-    about = dict(dataset_type="manifest", dataset_name=dataset or Path(file).name, dataset_split=split,
+    names = [Path(file).name for file in paths_of(run.settings[f"{split}_jsonl"])]
+    about = dict(dataset_type="manifest", dataset_name=dataset or ", ".join(names), dataset_split=split,
                  dataset_revision=run.inputs.get(f"the rows of {split}_jsonl"))
     for key, (metric, args) in _METRICS.items():
         if key in scores:

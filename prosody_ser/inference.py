@@ -348,14 +348,17 @@ def to_records(
     names,      # emotion classes
     tokenizer=None, # to spell the tokens
     temperature=1.0, # that the emotions' logits are divided by
+    groups=None, # speaker or film of each, from groups_of; None: found among these utterances
 ) -> list[dict]:
     "Join predictions and references, one record an utterance."
-    records, groups = [], groups_of(utterances)
+    records, groups = [], groups_of(utterances) if groups is None else groups
     for i, (u, emotion) in enumerate(zip(utterances, emotions, strict=True)):
         row = {k: v[i] for k, v in kept.items()}
         r = dict(id=u.id or u.audio_filepath, speaker=u.speaker, group=groups[i],
                  audio_filepath=u.audio_filepath, start=u.start, end=u.end,
                  emotion=names[emotion] if emotion >= 0 else None)
+        if u.corpus:
+            r["corpus"] = u.corpus
         if is_soft(u.emotion):
             r["emotion_shares"] = u.emotion
         if "emotion_logits" in row:
@@ -409,11 +412,13 @@ def predict(
 ) -> list[dict]:  # one record an utterance, in the dataset's order
     "Predict a dataset."
     check_can_spell(model)
+    groups = groups_of(dataset.utterances)       # of a batch alone, a film might be another folder
     records, how = {}, (dataset.names, model.processor.tokenizer, model.config.emotion_temperature)
     for places, out in _outputs(model, dataset, batch_size, device, amp, num_workers, "predicting"):
         kept = {k: v.cpu() for k, v in decode_batch(model, out, decode, **options).items()}
-        utterances, emotions = [dataset.utterances[i] for i in places], [dataset.emotions[i] for i in places]
-        records |= zip(places, to_records(utterances, emotions, kept, *how), strict=True)
+        utterances, emotions, part = ([x[i] for i in places]
+                                      for x in (dataset.utterances, dataset.emotions, groups))
+        records |= zip(places, to_records(utterances, emotions, kept, *how, part), strict=True)
     return [records[i] for i in range(len(dataset))]
 
 def predict_emotions(

@@ -41,10 +41,10 @@ def apply_recipe(
 # %% ../nbs/01b_parsing.ipynb #c012
 def _setting_type(f):
     "Type of a value, or of a list's items; whether it is a list; whether None is allowed."
-    optional = isinstance(f.type, UnionType)
-    kind = next(k for k in get_args(f.type) if k is not type(None)) if optional else f.type
+    kinds = get_args(f.type) if isinstance(f.type, UnionType) else (f.type,)
+    kind = [k for k in kinds if k is not type(None)][-1]                # of one or several: the list
     listed = get_origin(kind) is list
-    return get_args(kind)[0] if listed else kind, listed, optional
+    return get_args(kind)[0] if listed else kind, listed, type(None) in kinds
 
 def _add_setting(parser, f):
     "One setting as an argument, or two: --x and --no_x where it is on by default."
@@ -131,6 +131,8 @@ def _coerce(
     "A setting's value, as the command line would read it. Raises ConfigError where it cannot be meant."
     kind, listed, optional = _setting_type(f)
     if value is None and optional: return None
+    if isinstance(f.type, UnionType) and str in get_args(f.type) and not str(value).lstrip().startswith("["):
+        listed = isinstance(value, list | tuple)                         # one path may have spaces
     try:
         made = [_one(kind, v) for v in (_items(value) if listed else [value])]
     except (ValueError, TypeError):

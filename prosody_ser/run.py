@@ -35,15 +35,17 @@ from prosody_ser.config import (
     default_of,
     expand_path,
     non_defaults,
+    one_folder,
+    paths_of,
 )
 
-from .audio import audio_digest
-from .data import read_manifest, rows_digest
+from .corpora import SPLITS, read_splits, row_digests
+from .data import read_manifest
 from .evaluate import Scores, evaluate_model, metrics_rows, show_html, table_html
 from .evaluation import read_predictions, save_figure
 from .folder import RunRecord, new_figure, numbers_only, one_writer, write_json, write_whole
 from .model import load_checkpoint
-from .pack import is_pack, stage_audio
+from .pack import stage_audio
 from .parsing import unknown_setting
 from .selection import choice_text
 
@@ -100,10 +102,7 @@ def _named_settings(config):
 
 def _input_digests(config, splits):
     "Digests of the rows and the audio of each split and of the tokenizer's file."
-    digests = {f"the rows of {s}_jsonl": rows_digest(rows) for s, rows in splits.items()}
-    sounds = {s: audio_digest(rows, config.audio_base_path) for s, rows in splits.items()}
-    kind = "packed audio" if is_pack(config.audio_base_path) else "audio files"     # a run may change over
-    digests |= {f"the {kind} of {s}_jsonl": digest for s, digest in sounds.items() if digest}
+    digests = row_digests(config, splits)
     tokenizer = Path(_named_settings(config)["tokenizer_path"])
     if tokenizer.is_file():
         digests["the pieces of tokenizer_path"] = blake2b(tokenizer.read_bytes(), digest_size=16).hexdigest()
@@ -112,7 +111,7 @@ def _input_digests(config, splits):
 def _same_value(name, a, b):
     "Whether two values of a setting mean the same: one file can go by many names, and no file by two."
     if a == b or name not in PATH_SETTINGS: return a == b
-    return os.path.realpath(a) == os.path.realpath(b) if a and b else not a and not b
+    return [*map(os.path.realpath, paths_of(a))] == [*map(os.path.realpath, paths_of(b))]
 
 # What does not make another run: where it is shown, how it is carried out, what study it ends.
 _NOT_THE_RUN = LOGGING_SETTINGS | EXECUTION_SETTINGS | {"run_ablation_study"} | {
@@ -152,9 +151,9 @@ class _Settings(_Files):
     def changed_inputs(self,
                        config) -> list[str]: # TrainConfig
         "The files that now have other contents than the run read. A run without digests is believed."
-        had, files = self.inputs, {s: getattr(config, f"{s}_jsonl") for s in ("train", "val", "test")}
-        read = {s: read_manifest(f) for s, f in files.items() if f and f"the rows of {s}_jsonl" in had}
-        now = _input_digests(config, read)
+        had = self.inputs
+        read = [s for s in SPLITS if f"the rows of {s}_jsonl" in had]
+        now = _input_digests(config, read_splits(config, read))
         return [k for k in had if k in now and now[k] != had[k]]
 
     def _differing(self, config, ignored):
@@ -315,6 +314,11 @@ def _facts_of_folder(folder):
 # %% ../nbs/08_run.ipynb #runclass2
 class Run(_Checkpoints):
     "A run folder. Nothing is read before it is asked for, so a run that is still training can be looked at."
+    @property
+    def audio_folder(self) -> str:
+        "Where the paths of its rows begin; empty where they are whole, since each corpus had its own folder."
+        return one_folder(self.settings["audio_base_path"])
+
     def predictions(self,
                     split="test") -> list[dict]: # "test" or "validation"
         "What the best model predicted. Raises FileNotFoundError where the run has not come that far."
@@ -338,6 +342,9 @@ class Run(_Checkpoints):
         rows = read_manifest(manifest) if isinstance(manifest, str | Path) else manifest
         name = Path(getattr(rows, "path", None) or "rows").stem
         known = getattr(rows, "audio_base_path", None) or self.settings["audio_base_path"]
+        if not audio_base_path and isinstance(known, list):
+            raise ConfigError(f"{self.folder} was trained on several corpora: give audio_base_path, the "
+                              "folder of this one.")
         return evaluate_model(load_checkpoint(self.best_model), rows, audio_base_path or known,
                               output_dir or self.folder/f"evaluation_{name}", **(own | settings))
 
@@ -428,7 +435,8 @@ def log_once(what):
 def staged(config, splits):
     "The settings with the place that audio is read from while the run lasts: its copy, if one is asked for."
     with main_first():
-        base = stage_audio(config.audio_base_path, config.stage_dir, sum(splits.values(), []))
+        if not config.stage_dir: return config
+        base = stage_audio(one_folder(config.audio_base_path), config.stage_dir, sum(splits.values(), []))
     return replace(config, audio_base_path=base)
 
 # %% ../nbs/08_run.ipynb #curves2
@@ -564,7 +572,8 @@ def _compared_settings(settings, ignore=()):
     "What makes a run what it is, but for its seed."
     known = {f.name: default_of(f) for f in fields(TrainConfig)} | settings
     for k in ("audio_base_path", "train_jsonl", "val_jsonl", "test_jsonl"):
-        known[k] = known[k] and os.path.realpath(known[k])            # one place may be called by many names
+        places = [os.path.realpath(p) for p in paths_of(known[k])]    # one may be called by many names
+        known[k] = known[k] and (places if len(places) > 1 else places[0])
     left_out = {*_NOT_COMPARED, *ignore} | ({"alpha_lr"} if known["alpha_mode"] == "fixed" else set())
     return {k: v for k, v in known.items() if k not in left_out and not k.startswith("ablation_")}
 

@@ -86,13 +86,15 @@ class Source:
         theirs = {column: ours for ours, column in self.columns.items()}
         fields = {n: theirs.get(n) or n.strip().lower() for n in names}
         fields |= {n: "" for n, f in fields.items() if f in self.columns and n not in theirs}
-        for name in (n for n in names if unread([fields[n]]) and fields[n] != "split"):
+        known = "split", "emotion_shares"
+        for name in (n for n in names if unread([fields[n]]) and fields[n] not in known):
             self.note("left out: columns that mean nothing here (--columns OURS=THEIRS)", name)
         return fields
 
     def add(self, row, place, split):
         "Add a row: a dict of our fields, or of what manifests know."
         split = _split_name(str(row["split"])) if row.get("split") else split
+        row = row | dict(emotion=row["emotion_shares"]) if row.get("emotion_shares") else row
         given = {k: _value(k, v) for k, v in row.items() if v not in (None, "") and not unread([k])}
         self.splits.setdefault(split, []).append(row_utterance(given, place, self.base))
 
@@ -100,8 +102,10 @@ class Source:
 _NUMBERS = "start", "end", "offset", "duration", "start_time", "end_time", "begin", "onset", "stop"
 
 def _value(field, value):
-    "What a cell of a table says, where it is text: numbers, lists, words."
+    "What a cell of a table says, where it is text: numbers, lists, words; shares of emotions."
+    if isinstance(value, dict): return {k: v for k, v in value.items() if v is not None}    # Parquet's gaps
     if not isinstance(value, str): return value
+    if field in ("emotion", "label") and value.lstrip().startswith(("{", "[")): return _json_or(value)
     if field in ("words", "prosody_annotations", "word_times") and value.lstrip().startswith("["):
         value = re.sub(r"(?<=\d)\s+(?=\d)", ",", value) if field != "words" else value     # NumPy's [0 1]
         return _json_or(value)
@@ -277,8 +281,8 @@ def _read_audformat(source):
         labels = [s.labels for s in db.schemes.values() if isinstance(s.labels, dict)]
         inner = {k for ls in labels for v in ls.values() if isinstance(v, dict) for k in v}
         there = sorted({*db.schemes, *columns, *inner})
-        schemes = source.ours(root, dict(emotion=(), words=("transcription", "text"), speaker=(),
-                                         prosody_annotations=("prominence",)), there, "schemes")
+        schemes = source.ours(root, dict(emotion=(), emotion_shares=(), words=("transcription", "text"),
+                                         speaker=(), prosody_annotations=("prominence",)), there, "schemes")
         found = {ours: _labels(db.get(name)) for ours, name in schemes.items() if name}
     except ManifestError:
         raise
@@ -335,23 +339,23 @@ def _eaf(file):
     return tiers, max((end for tier in tiers.values() for _, end, _ in tier), default=0)
 
 def _mark(text):
-    "1 for a label that says prominent, or 0."
+    "1 for a label that says prominent, 0 for one that does not, or the share of listeners that it gives."
     number = _json_or(text.strip())
-    if isinstance(number, int | float): return int(number >= .5)
+    if isinstance(number, int | float): return min(1, max(0, number))
     return int(text.strip().lower() not in ("", "-", "no", "n", "false"))
 
 def _marks(file, words, tier, name):
-    "0/1 for each of the words; raises ManifestError for a mark that is on none."
+    "0, 1 or a share for each of the words; raises ManifestError for a mark that is on none."
     marks = [0] * len(words)
     for start, end, text in tier:
-        if not _mark(text): continue
+        if not (mark := _mark(text)): continue
         point = start == end
         at = [i for i, (a, b, _) in enumerate(words) if (a <= start <= b if point else
                                                          max(abs(a - start), abs(b - end)) <= _SLACK)]
         if not at:
             raise ManifestError(f"{file}: tier {name!r}: the mark {text!r} at {start:.2f} s has the borders "
                                 "of none of the words. Move its borders onto those of its word.")
-        marks[at[0]] = 1
+        marks[at[0]] = mark
     return marks
 
 def _inside(file, items, start, end):

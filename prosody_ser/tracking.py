@@ -19,7 +19,7 @@ import torch
 from transformers import integrations
 
 from .audio import SAMPLING_RATE, load_audio, plot_utterance
-from .config import ConfigError, non_defaults
+from .config import ConfigError, non_defaults, one_folder
 from .data import Utterance
 from .evaluate import CLIP_SECONDS, markdown_table
 from .evaluation import ctc_advice, read_predictions, save_confusion, save_figure, with_emotion
@@ -209,7 +209,7 @@ def _table_row(record):
 def _load_clip(record, config):
     "The first seconds (S,) of an utterance; None where they are not to be sent, or cannot be read."
     if not config.track_audio: return None
-    path = Path(config.audio_base_path)/record["audio_filepath"]
+    path = Path(one_folder(config.audio_base_path))/record["audio_filepath"]
     try:
         return load_audio(path, record.get("start"), record.get("end"), most=CLIP_SECONDS)
     except ManifestError:

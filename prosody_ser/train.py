@@ -16,7 +16,6 @@ if __name__ == "__main__":            # python -m prosody_ser.train answers --he
 
 # %% ../nbs/09b_training.ipynb #imports
 import gc
-import os
 import shutil
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -28,6 +27,14 @@ from accelerate import PartialState
 from transformers import set_seed
 from transformers.trainer_callback import TrainerState
 
+from prosody_ser.config import (
+    DECODING_SETTINGS,
+    ConfigError,
+    TrainConfig,
+    expand_path,
+    one_folder,
+    unused_settings,
+)
 from prosody_ser.folder import (
     one_writer,
     recover_swap,
@@ -58,7 +65,7 @@ from .audit import audit, summary
 from .backbones import encoder_config, return_freed_memory
 from .batches import SpeechDataset, perturbation_speeds
 from .confidence import usual_of
-from .config import DECODING_SETTINGS, ConfigError, TrainConfig, expand_path, unused_settings
+from .corpora import LABELS, check_labels, common_folder, corpora_text, named_files, read_splits
 from .data import describe, emotion_names, read_manifest, rows_digest, write_manifest
 from .decoding import WordLM, check_lm, decoder_options
 from .evaluate import write_report
@@ -75,31 +82,19 @@ from .tracking import check_trackers, close_trackers, open_trackers, send_test, 
 from .trainer import build_trainer, check_bf16, selection_metric
 
 # %% ../nbs/09b_training.ipynb #c007
-_LABELS = {"ser": ("emotion", "emotion"), "asr": ("words", "transcript"),
-           "prosody": ("prosody_annotations", "prominence")}    # task -> field of a row, name of its head
-
-def _check_labels(splits, files, tasks):
-    "Raise ManifestError where training or validation has no label at all for a head that is on."
-    for split in ("train", "val"):
-        for task in tasks:
-            field, head = _LABELS[task]
-            if any(getattr(u, field) is not None for u in splits[split]): continue
-            others = " ".join(f"--use_alpha_{t}" for t in tasks if t != task) or "name other heads"
-            raise ManifestError(f"{files[split]}: no row has a label for the {head} head ({field} is missing "
-                                f"everywhere). Add labels, or leave that head out: {others}.")
-
 def _check_metric(config, rows):
     "Raise ManifestError where validation cannot give the score that is to choose."
     if config.select_by and not can_be_scored(rows, config.select_by):
-        raise ManifestError(f"{config.val_jsonl}: --select_by {config.select_by} cannot be computed on these "
-                            "rows (a ROC-AUC needs words of both kinds). Choose another metric, or add rows.")
+        raise ManifestError(f"{named_files(config.val_jsonl)}: --select_by {config.select_by} cannot be "
+                            "computed on these rows (a ROC-AUC needs words of both kinds). Choose another "
+                            "metric, or add rows.")
 
 # %% ../nbs/09b_training.ipynb #data3
 def _check_splits(config, splits, index):
     "What is heard of each utterance of each split; a file is decoded once for all runs of a folder."
     index = index or Path(config.save_dir).parent/"audio_index.jsonl"
     with main_first():
-        return {s: hear_all(rows, config.audio_base_path, f"checking audio: {s}", index=index,
+        return {s: hear_all(rows, one_folder(config.audio_base_path), f"checking audio: {s}", index=index,
                             recheck=config.recheck_audio and is_main_process()) for s, rows in splits.items()}
 
 def load_splits(
@@ -107,9 +102,8 @@ def load_splits(
     index=None, # file that keeps which audio is in order; None: audio_index.jsonl beside the run folder
 ):              # dict: split -> SpeechDataset; no test where there is no manifest for it
     "Read, check and describe the manifests. Raises ManifestError."
-    files = {s: getattr(config, f"{s}_jsonl") for s in ("train", "val", "test")}
-    splits = {s: read_manifest(file) for s, file in files.items() if file}
-    _check_labels(splits, files, config.tasks)
+    splits = read_splits(config)
+    check_labels(splits, config)
     _check_metric(config, splits["val"])
     config = staged(config, splits)
     others = [u for s, rows in splits.items() for u in rows if s != "train"]
@@ -117,10 +111,11 @@ def load_splits(
     heard = _check_splits(config, splits, index)
     seconds = {s: np.array([x["seconds"] for x in found]) for s, found in heard.items()}
     return_freed_memory()
-    log_main(describe(splits, names, seconds))
+    log_main("\n".join(filter(None, [describe(splits, names, seconds), corpora_text(splits)])))
     if found := summary(audit(splits, names=names, heard=heard), notes=False):
         log_main(f"{found}\n(prosody-ser audit tells more, with lines and cures)")
-    return {s: SpeechDataset(rows, config.audio_base_path, names, seconds[s]) for s, rows in splits.items()}
+    base = one_folder(config.audio_base_path)
+    return {s: SpeechDataset(rows, base, names, seconds[s]) for s, rows in splits.items()}
 
 # %% ../nbs/09b_training.ipynb #c009
 def _load_tokenizer(path):
@@ -163,9 +158,9 @@ def _warn_of_idle(config, train, model, tokenizer):
         when = " at the fastest speed" if config.speed_perturb else ""
         log_main(f"{n} of {len(train)} training transcripts have more tokens than frames{when} and cannot "
                  "train CTC. A larger --vocab_size gives fewer tokens; prosody-ser audit "
-                 f"{config.train_jsonl} --audio_base_path {config.audio_base_path} "
+                 f"{named_files(config.train_jsonl)} --audio_base_path {named_files(config.audio_base_path)} "
                  f"--tokenizer_path {tokenizer.model_path} --frame_rate {rate:g} lists them.")
-    if idle := [_LABELS[t][1] for t in config.tasks if not config.alphas[t]]:
+    if idle := [LABELS[t][1] for t in config.tasks if not config.alphas[t]]:
         log_main(f"alpha 0: the {' and '.join(idle)} head learns nothing, its scores are those of random "
                  "weights")
 
@@ -233,7 +228,7 @@ def _cached_dataset(config, model, dataset):
 def _check_words(config, data, tokenizer, lm):
     "Tell of words unknown to the tokenizer or to the language model (or None). Raises their errors for most."
     for split, dataset in data.items():
-        rows, file = dataset.utterances, getattr(config, f"{split}_jsonl")
+        rows, file = dataset.utterances, named_files(getattr(config, f"{split}_jsonl"))
         share, told = tokenizer.unknown_words(rows, file)
         if share > UNKNOWN_REFUSED: raise TokenizerError(told)
         if told:
@@ -427,9 +422,10 @@ def _test(config, model, test, history, calibration, how):
     options = decoder_options(config, model.processor.tokenizer)
     records = predict(model, test, decode=config.decode_method, **how, **options)
     settings = _report_settings(config, model, history, calibration)
-    if model.asr and (told := model.processor.tokenizer.unknown_words(test.utterances, config.test_jsonl)[1]):
+    file, tokenizer = named_files(config.test_jsonl), model.processor.tokenizer
+    if model.asr and (told := tokenizer.unknown_words(test.utterances, file)[1]):
         settings["unknown_words"] = told
-    scores = write_report(run.test_folder, records, test.names, settings, config.audio_base_path)
+    scores = write_report(run.test_folder, records, test.names, settings, one_folder(config.audio_base_path))
     settings = {k: scores.settings[k] for k in settings}  # the calibration now has the test's error, too
     metrics = dict(scores)
     write_whole(run.summary, (run.test_folder/"summary.txt").read_bytes())
@@ -488,24 +484,6 @@ def run_training(
         return train_and_test(config, *prepare_training(config, index))
 
 # %% ../nbs/09b_training.ipynb #python2
-def _audio_folders(given, rows):
-    "The folder that each row's audio_filepath is relative to, or None: the row's own, else its manifest's."
-    beside = Path(given).parent if isinstance(given, str | Path) else None
-    whole = getattr(rows, "audio_base_path", None) or beside
-    return [getattr(u, "audio_base_path", None) or whole for u in rows]
-
-def _common_folder(given, splits):
-    "splits (split -> rows) with paths relative to one folder, and that folder."
-    folders = {s: _audio_folders(given[s], rows) for s, rows in splits.items()}
-    known = {f and os.path.realpath(f): f for fs in folders.values() for f in fs}
-    if None in known:
-        raise ConfigError("the rows do not say where their audio lies. Give audio_base_path, the folder that "
-                          "audio_filepath is relative to.")
-    if len(known) > 1:
-        splits = {s: [replace(u, audio_filepath=os.path.abspath(Path(f)/u.audio_filepath))
-                      for u, f in zip(rows, folders[s], strict=True)] for s, rows in splits.items()}
-    return splits, str(next(iter(known.values())))
-
 def _file_of(given, rows):
     "The manifest that holds exactly these rows, or None."
     file = given if isinstance(given, str | Path) else getattr(given, "path", None)
@@ -530,8 +508,20 @@ def _write_manifests(splits, config):
         half.replace(file)
 
 # %% ../nbs/09b_training.ipynb #python3
+def _train_on_files(given, base, save_dir, settings):
+    "Train on several manifests in a split."
+    files = {s: [g] if isinstance(g, str | Path) else list(g) for s, g in given.items()}
+    if base is None or not all(isinstance(f, str | Path) for fs in files.values() for f in fs):
+        raise ConfigError("several manifests: give audio_base_path, one folder or one for each, and files "
+                          "for every split. Rows of several corpora can be one list.")
+    bases = [str(base)] if isinstance(base, str | Path) else [*map(str, base)]
+    places = dict(save_dir=str(save_dir), audio_base_path=bases, test_jsonl="")
+    names = {f"{s}_jsonl": [*map(str, fs)] for s, fs in files.items()}
+    run_training(config := from_parameters(TrainConfig, places | names | settings))
+    return Run(config.save_dir)
+
 def train(
-    train,     # rows to learn from: a manifest file, a Manifest, or a list of Utterance
+    train,     # rows to learn from: a manifest file, several, a Manifest, or a list of Utterance
     val,       # rows that the epoch is chosen on
     test=None, # rows that the best model is scored on, once, at the end; None: it is not tested
     *,
@@ -543,10 +533,12 @@ def train(
         raise ConfigError("train makes one run; a study is prosody_ser.ablation.run_ablation(config).")
     given = {s: expand_path(rows) if isinstance(rows, str | Path) else rows
              for s, rows in dict(train=train, val=val, test=test).items() if rows is not None}
+    base, lists = settings.pop("audio_base_path", None), [g for g in given.values() if isinstance(g, list)]
+    if any(isinstance(g[0], str | Path) for g in lists if g):
+        return _train_on_files(given, base, save_dir, settings)
     splits = {s: read_manifest(g) if isinstance(g, str | Path) else g for s, g in given.items()}
-    base = settings.pop("audio_base_path", None)
     if base is None:
-        splits, base = _common_folder(given, splits)
+        splits, base = common_folder(given, splits)
     files = {s: _file_of(given[s], rows) for s, rows in splits.items()}
     save_dir = expand_path(save_dir)
     names = {f"{s}_jsonl": file or str(Path(save_dir)/f"{s}.jsonl") for s, file in files.items()}

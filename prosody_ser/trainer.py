@@ -20,18 +20,9 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import ProgressCallback, TrainerState
 
-from prosody_ser.batches import (
-    DrawOne,
-    DurationBatchSampler,
-    SpeedPerturbSampler,
-    batches_by_length,
-    loader_workers,
-    oversampling_counts,
-    perturbation_speeds,
-)
-
 from .audio import SAMPLING_RATE
 from .backbones import unreadable
+from .batches import DrawOne, batches_by_length, loader_workers, train_batches
 from .config import TASKS, ConfigError, TrainingError
 from .ctc import world_size
 from .evaluation import ctc_advice, score, write_predictions
@@ -73,17 +64,9 @@ class _DurationBatches:
 
     def get_train_dataloader(self):
         "Batches by duration, oversampled and at several speeds where the settings say so."
-        c, a, rows = self.config, self.args, self.train_dataset
-        slowest = np.asarray(rows.seconds) / min(perturbation_speeds(c.speed_perturb))
-        times = None
-        if c.balanced_sampling:
-            times = oversampling_counts(rows.emotions, c.balanced_sampling, c.seed)
-        batches = DurationBatchSampler(
-            slowest, self._train_batch_size, c.max_batch_seconds or 10 * c.batch_size, c.batching == "length",
-            a.seed, self._epoch, a.world_size, a.process_index, times)
-        if c.speed_perturb:
-            batches = SpeedPerturbSampler(batches, c.speed_perturb)
-        return self._loader(rows, batches)
+        a, rows = self.args, self.train_dataset
+        order = dict(seed=a.seed, epoch=self._epoch, world=a.world_size, rank=a.process_index)
+        return self._loader(rows, train_batches(rows, self.config, self._train_batch_size, **order))
 
     def get_eval_dataloader(self, eval_dataset=None):
         "Batches by length, equally large for all processes."

@@ -326,5 +326,5 @@ class Explorer(_Controls):
     def _row_chosen(self, change=None):
         self.card.value = _styled('<p class="note">no utterance to show</p>') if self.records else ""
         if self.row.value is None: return
-        record, audio = self.records[self.row.value], self.audio or self.run.settings["audio_base_path"]
+        record, audio = self.records[self.row.value], self.audio or self.run.audio_folder
         self.card.value = _record_html(record, self.records, self.split.value, audio)

@@ -13,6 +13,7 @@ from prosody_ser.convert import convert
 from prosody_ser.corpus import prepare
 from prosody_ser.data import ManifestError, read_manifest
 from prosody_ser.folder import FolderError
+from prosody_ser.labels import is_soft, shares_of
 
 DATA = SHARED / "data"
 
@@ -298,7 +299,7 @@ def test_tiers_of_praat(tmp_path):
     made = convert(tmp_path / "g", tmp_path / "out")
     assert made["notes"] == {"left out: tiers that mean nothing here (--columns OURS=THEIRS)": 1}
     a, b, c, d = read_manifest(tmp_path / "out/all.jsonl")
-    assert (a.audio_filepath, a.words, a.prosody_annotations, a.start, a.emotion) == ("a.wav", ["bra", "fie", "ntɛm"], [0, 1, 0], None, None)
+    assert (a.audio_filepath, a.words, a.prosody_annotations, a.start, a.emotion) == ("a.wav", ["bra", "fie", "ntɛm"], [0, 1, 0.3], None, None)
     assert (b.prosody_annotations, b.emotion, b.end, b.word_times[0]) == ([1, 0, 1], "joy", None, [.4, .8])
     assert (c.start, c.end, c.words, c.emotion, c.prosody_annotations, c.word_times) == (.3, 1.2, ["bra", "fie"], "joy", None, [[.1, .5], [.5, .9]])
     assert (d.start, d.words, d.emotion) == (1.2, ["ntɛm"], "anger")
@@ -388,3 +389,64 @@ def test_nemo_in_the_release_layout(tmp_path):
     assert prepare("nemo", tmp_path / "nemo", tmp_path / "out")["notes"] == {}
     found = {u.audio_filepath: (u.words, u.emotion, u.speaker) for u in read_manifest(tmp_path / "out/all.jsonl")}
     assert found == {r["source"]: (r["words"], r["emotion"], r["speaker"]) for r in known}
+
+
+SHARED_BY_LISTENERS = [
+    dict(audio_filepath="a.wav", words=["bra", "fie"], prosody_annotations=[0.25, 1], emotion={"angry": 0.5, "anger": 0.25, "joy": 0.25}, speaker="ama", id="u1"),
+    dict(audio_filepath="b.wav", words=["kɔ"], emotion="Joy", speaker="kofi", id="u2"),
+    dict(audio_filepath="sub/a.wav", emotion={"joy": 0.8, "xxx": 0.2}, id="u3")]
+
+
+def soft_manifest(tmp_path, emotions=None):
+    """Three rows of which some have shares."""
+    for name in ("a", "b", "sub/a"):
+        hum(tmp_path / f"c/{name}.wav")
+    rows = [r | dict(emotion=e) for r, e in zip(SHARED_BY_LISTENERS, emotions or [r["emotion"] for r in SHARED_BY_LISTENERS], strict=True)]
+    return write(tmp_path / "c/train.jsonl", rows)
+
+
+def test_shares_under_other_names(tmp_path):
+    """Two that become one are added, also with a class that has the name already; what is left out leaves the others in proportion."""
+    source = soft_manifest(tmp_path)
+    convert(source, tmp_path / "o", emotion_map="angry=anger,xxx=")
+    assert [r["emotion"] for r in read(tmp_path / "o/train.jsonl")] == [{"anger": 0.75, "joy": 0.25}, "Joy", {"joy": 1.0}]
+    convert(source, tmp_path / "none", emotion_map="joy=,xxx=,angry=anger")
+    assert [r.get("emotion") for r in read(tmp_path / "none/train.jsonl")] == [{"anger": 1.0}, None, None]
+    assert "no row has the emotion 'sad'; there are anger, angry, joy, xxx" in refused(source, tmp_path / "x", emotion_map="sad=anger")
+    source = soft_manifest(tmp_path, [[0.5, 0.5], 1, {"1": 1}])
+    convert(source, tmp_path / "named", emotion_map="0=anger,1=joy")
+    assert [r["emotion"] for r in read(tmp_path / "named/train.jsonl")] == [{"anger": 0.5, "joy": 0.5}, "joy", {"joy": 1.0}]
+    assert "train.jsonl:1: --emotion_map names some classes and leaves 1 an index" in refused(source, tmp_path / "x", emotion_map="0=anger")
+
+
+@pytest.mark.parametrize("to", ["manifest", "nemo", "parquet", "audformat"])
+@pytest.mark.parametrize("emotions", [None, [[0.6, 0.4], 1, {"0": 0.5, "1": 0.5}]])
+def test_shares_there_and_back(tmp_path, to, emotions):
+    """No share is rounded or lost in any format; a row with a class beside them stays one."""
+    pytest.importorskip(dict(parquet="pyarrow", audformat="audformat").get(to, "json"))
+    source = soft_manifest(tmp_path, emotions)
+    convert(source, tmp_path / "there", to)
+    assert not [n for n in convert(tmp_path / "there", tmp_path / "back")["notes"] if n.startswith("left out")]
+    old, new = read_manifest(source), read_manifest(tmp_path / "back/train.jsonl")
+    for a, b in zip(old, sorted(new, key=lambda u: ("sub/" in u.audio_filepath or "u3" in str(u.id), u.audio_filepath)), strict=True):
+        assert (shares_of(b.emotion) if is_soft(a.emotion) else str(b.emotion).lower()) == (shares_of(a.emotion) if is_soft(a.emotion) else str(a.emotion).lower())
+        assert (a.words, a.prosody_annotations, is_soft(a.emotion)) == (b.words, b.prosody_annotations, is_soft(b.emotion))
+
+
+def test_shares_on_the_hub(tmp_path):
+    """The column emotion has the class with the largest share, as whoever loads it would expect; the shares stand beside."""
+    pq = pytest.importorskip("pyarrow.parquet")
+    convert(soft_manifest(tmp_path), tmp_path / "p", "parquet")
+    table = pq.read_table(tmp_path / "p/data/train-00000-of-00001.parquet")
+    names = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]["emotion"]["names"]
+    assert [names[i] for i in table["emotion"].to_pylist()] == ["angry", "joy", "joy"] and names == ["anger", "angry", "joy", "xxx"]
+    assert table["emotion_shares"].to_pylist()[1:] == [None, {"anger": None, "angry": None, "joy": 0.8, "xxx": 0.2}]
+    assert table["prosody_annotations"].to_pylist() == [[0.25, 1.0], None, None]
+
+
+def test_shares_in_a_table(tmp_path):
+    """A cell may give them as JSON, and p-scores as numbers."""
+    hum(tmp_path / "a.wav")
+    convert(text(tmp_path / "x.csv", 'path;text;label;prosody_annotations\na.wav;bra fie;{"joy": 0.75, "fear": 0.25};0.25 1\n'), tmp_path / "o")
+    assert read(tmp_path / "o/all.jsonl") == [dict(audio_filepath="a.wav", words=["bra", "fie"], prosody_annotations=[0.25, 1], emotion={"joy": 0.75, "fear": 0.25})]
+    assert "x.csv:2: the shares of emotion add up to 0.5" in refused(text(tmp_path / "x.csv", 'path;label\na.wav;{"joy": 0.5}\n'), tmp_path / "p")
