@@ -32,6 +32,7 @@ def problems(path):
         yield "it prints, but holds no output: run it before committing"
 
 
-bad = [f"{p.relative_to(NBS.parent)}: {what}" for p in sorted(NBS.rglob("*.ipynb")) for what in problems(p)]
-if bad:
-    sys.exit("\n".join(bad))
+if __name__ == "__main__":
+    found = [f"{p.relative_to(NBS.parent)}: {what}" for p in sorted(NBS.rglob("*.ipynb")) for what in problems(p)]
+    if found:
+        sys.exit("\n".join(found))
