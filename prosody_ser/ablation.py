@@ -35,7 +35,15 @@ from . import data, evaluation
 from . import folder as own
 from .backbones import encoder_config
 from .config import PATH_SETTINGS, ConfigError, TrainConfig, TrainingError, default_of
-from .evaluate import markdown_table, notes_html, plot_runs, score_text, show_html, table_html
+from prosody_ser.evaluate import (
+    _text_table,
+    markdown_table,
+    notes_html,
+    plot_runs,
+    score_text,
+    show_html,
+    table_html,
+)
 from .evaluation import LOWER_IS_BETTER, METRIC_NAMES, group_runs, run_groups, save_figure
 from .labels import classes_of
 from .selection import MAIN_METRICS, compared_by
@@ -223,11 +231,11 @@ _SOURCE = "Cai et al. 2021: IEMOCAP, wav2vec2-base; other speech, another model,
 _PAPER = pd.DataFrame({"alpha": [0, .001, .01, .1], "ser/wa": [.7166, .7397, .7634, .7815],
                        "asr/wer": [.998, .223, .201, .193]})
 
-def _study_markdown(study, failures=(), warning=""):
+def _study_text(study, failures=(), warning="", table_text=markdown_table):
     "Scores, how sure the choice is, shares of the gradient, the paper's figures, what failed."
     heads = _VARIED[study.mode] | {"seeds": "seeds"}
     def part(frame, names):
-        return markdown_table(*_texts(frame, {k: v for k, v in names.items() if k in frame}))
+        return table_text(*_texts(frame, {k: v for k, v in names.items() if k in frame}))
     parts = [part(study.table, heads | METRIC_NAMES), warning]
     if any(k in study.table for k in _SHARES):
         parts += ["Shares of the gradient that reaches the backbone, and its direction, in training:",
@@ -274,14 +282,14 @@ def _run_study(config):
     study = _AlphaStudy(results, config.ablation_mode, config.select_by or MAIN_METRICS[config.tasks[0]])
     warning = study.warning()
     if is_main_process():
-        write_main(folder/"ablation_table.md", _study_markdown(study, failures, warning) + "\n")
+        write_main(folder/"ablation_table.md", _study_text(study, failures, warning) + "\n")
         study.table.to_csv(folder/"ablation_table.csv", index=False)
         save_figure(_plot_study(study), folder/"ablation.png")
     if failures:
         log_main(f"{len(failures)} of {len(runs)} runs failed: {'; '.join(f['name'] for f in failures)}. "
                  "Start the study again to repeat them alone.")
     flags = " ".join(f"--{k} {v:g}" for k, v in study.chosen.items())
-    log_main(f"\n{_study_markdown(study)}\n\nbest on validation by {study.metric}: {flags}; "
+    log_main(f"\n{_study_text(study, table_text=_text_table)}\n\nbest on validation by {study.metric}: {flags}; "
              f"training the final model with it\n{warning}")
     return _train_final(config, study.chosen, data, tokenizer)
 
