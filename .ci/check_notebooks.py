@@ -10,8 +10,9 @@ NBS = Path(__file__).parent.parent / "nbs"
 
 
 def mixed(source):
-    """Whether a cell both imports and works."""
-    imports = [isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse(source).body]
+    """Whether a cell both imports and works; a `!command` or `%magic` is work."""
+    python = re.sub(r"^(\s*)[!%].*", r"\1pass", source, flags=re.M)
+    imports = [isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse(python).body]
     return any(imports) and not all(imports)
 
 
