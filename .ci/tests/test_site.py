@@ -96,6 +96,7 @@ BAD = {
     "large": (page(md(210000 * "a")), "large.ipynb, line 1: 205 KB; keep it under 200"),
     "magic": (page(code("import sys\nif 'x' in sys.modules:\n    %pip install x\ny = 1")), "magic.ipynb, cell c2, line 4: not Python as the page shows it"),
     "bare": (notebook(md("One sentence.")), "bare.ipynb, line 1: no title and subtitle; begin with a cell `# Title` and `> Subtitle`"),
+    "dropped": (notebook(md(HEAD + "\n\nA sentence."), md("It says.")), "dropped.ipynb, line 4: nbdev drops what stands under the subtitle"),
     "mute": (notebook(md(HEAD), md("## A heading")), "mute.ipynb, line 1: no first sentence; say what the page is for before its first heading or code"),
 }
 
