@@ -24,8 +24,7 @@ def draw_words(ax, bars):
     for i, (text, loudness, prominent) in enumerate(WORDS):
         at, high = i * (bars + 1) + np.arange(bars), wave(loudness, bars)
         ax.bar(at, 2 * high, bottom=-high, width=0.6, color=ORANGE if prominent else BLUE)
-        if bars > 3:
-            ax.text(at.mean(), -1.35, text, ha="center", fontsize=24, weight="bold" if prominent else "normal")
+        ax.text(at.mean(), -1.3, text, ha="center", fontsize=24, weight="bold" if prominent else "normal")
     ax.axis("off")
 
 
@@ -54,7 +53,7 @@ def card():
     figure = plt.figure(figsize=(12, 6.3), dpi=100)
     figure.text(0.06, 0.83, "Prosody-SER", fontsize=48, weight="bold", color=BLUE)
     figure.text(0.06, 0.72, "Emotion, transcript and word prominence\nfrom one shared speech backbone", fontsize=25, va="top", color="#333")
-    draw_words(figure.add_axes((0.05, 0.06, 0.5, 0.44)), 14)
+    draw_words(figure.add_axes((0.05, 0.14, 0.5, 0.36)), 14)
     ax = figure.add_axes((0.72, 0.12, 0.22, 0.34))
     ax.barh([n for n, _ in EMOTIONS][::-1], [p for _, p in EMOTIONS][::-1], color=[GREY, GREY, ORANGE], height=0.55)
     ax.tick_params(length=0, labelsize=20)

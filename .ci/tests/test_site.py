@@ -70,7 +70,7 @@ GOOD = {
     "index": page(md("See [the room](00_room.ipynb#a-heading), [the code](https://github.com/nobody/tiny/blob/main/settings.ini), and $\\alpha^2$."),
                   code('#| fig-alt: "Nothing to see"\n1', png=PIXEL)),
     "00_room": notebook(md(HEAD), md("A `**` of Python and *italics*.\n\n| a | b |\n|---|---|\n| 1 | 2 |"), md("## A heading\n\nBack [home](index.ipynb)."),
-                        code("#| default_exp room"), code('#| export\ndef double(x):\n    "Twice x."\n    return 2 * x'),
+                        code("#| default_exp room"), code('#| export\ndef double(x):\n    "Twice x."\n    return 2 * x\n\ndef _half(x): return x / 2'),
                         code("if True:\n    !echo 2 ** 3 ** 2\ndouble(2)", plain="4")),
 }
 # page -> (notebook, what the check must say)
@@ -83,7 +83,8 @@ BAD = {
     "repository": (page(md("[it](https://github.com/nobody/tiny/blob/main/gone.py)")),
                    "repository.ipynb, cell c2, line 1: gone.py is not in the repository; mend the address"),
     "output": (page(code("1", html='<a href="run/report.html">here</a>')), "output.ipynb, cell c2, its output: there is no run/report.html; mend the address"),
-    "module": (page(md("[`room`](index.ipynb)")), "module.ipynb, cell c2, line 1: `room` leads to index.html; write [room](00_room.ipynb)"),
+    "word": (page(md("A `double` room.")), "word.ipynb, cell c2, line 1: `double`, a plain word, becomes a link to room.html#double; write"),
+    "private": (page(md("See `_half`.")), "private.ipynb, cell c2, line 1: room.html has no #_half; mend the address (a name in backticks becomes a link"),
     "nested": (page(md("A link [[`a`](index.ipynb)](index.ipynb).")), "nested.ipynb, cell c2, line 1: a link is shown as it was typed"),
     "bold": (page(md("Not ** bold**, nor **bold **.")), "bold.ipynb, cell c2, line 1: bold is shown as it was typed"),
     "table": (page(code("1", plain="| a | b |\n|---|---|\n| 1 | 2 |")), "table.ipynb, cell c2, its output: a table is shown as it was typed"),
@@ -106,8 +107,10 @@ def checked(folder, pages, named):
     (folder / "nbs").mkdir()
     (folder / "tiny").mkdir()
     (folder / "tiny/__init__.py").write_text('__version__ = "0.1"\n')
-    (folder / "tiny/room.py").write_text('__all__ = ["double"]\n\ndef double(x):\n    "Twice x."\n    return 2 * x\n')
-    (folder / ".gitignore").write_text("_modidx.py\nnbdev.yml\n")
+    (folder / "tiny-0.1.dist-info").mkdir()                # as if it were installed: nbdev then knows its names
+    (folder / "tiny-0.1.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: tiny\nVersion: 0.1\n")
+    (folder / "tiny-0.1.dist-info/entry_points.txt").write_text("[nbdev]\ntiny = tiny._modidx:d\n")
+    (folder / ".gitignore").write_text("nbdev.yml\n")
     (folder / "settings.ini").write_text(SETTINGS)
     menu = "".join(f"      - {n}.ipynb\n" for n in named)
     (folder / "nbs/sidebar.yml").write_text(f"website:\n  sidebar:\n    contents:\n{menu}")
@@ -115,6 +118,7 @@ def checked(folder, pages, named):
     for name, made in pages.items():
         (folder / f"nbs/{name}.ipynb").write_text(json.dumps(made), encoding="utf-8")
     subprocess.run(["git", "init", "-q", folder], check=True)
+    subprocess.run(["nbdev_export"], cwd=folder, check=True)
     done = subprocess.run([sys.executable, ROOT / ".ci/site", "--root", folder, "--out", folder / "out"], capture_output=True, text=True)
     assert "Traceback" not in done.stderr, done.stderr[-3000:]
     return done.returncode, done.stdout.splitlines()
