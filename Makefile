@@ -25,5 +25,4 @@ bench:    ## seconds of audio a second, and what a start costs
 	python benchmarks/startup.py
 
 clean:    ## what was built; runs stay
-	rm -rf _docs _proc build dist .pytest_cache .hypothesis
-	find . -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf _docs _proc build dist .pytest_cache .ruff_cache .hypothesis
