@@ -20,6 +20,15 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from prosody_ser.evaluate import (
+    _text_table,
+    markdown_table,
+    notes_html,
+    plot_runs,
+    score_text,
+    show_html,
+    table_html,
+)
 from prosody_ser.run import (
     Run,
     is_main_process,
@@ -35,15 +44,6 @@ from . import data, evaluation
 from . import folder as own
 from .backbones import encoder_config
 from .config import PATH_SETTINGS, ConfigError, TrainConfig, TrainingError, default_of
-from prosody_ser.evaluate import (
-    _text_table,
-    markdown_table,
-    notes_html,
-    plot_runs,
-    score_text,
-    show_html,
-    table_html,
-)
 from .evaluation import LOWER_IS_BETTER, METRIC_NAMES, group_runs, run_groups, save_figure
 from .labels import classes_of
 from .selection import MAIN_METRICS, compared_by
