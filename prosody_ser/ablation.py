@@ -20,15 +20,6 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from prosody_ser.evaluate import (
-    _text_table,
-    markdown_table,
-    notes_html,
-    plot_runs,
-    score_text,
-    show_html,
-    table_html,
-)
 from prosody_ser.run import (
     Run,
     is_main_process,
@@ -44,6 +35,7 @@ from . import data, evaluation
 from . import folder as own
 from .backbones import encoder_config
 from .config import PATH_SETTINGS, ConfigError, TrainConfig, TrainingError, default_of
+from .evaluate import markdown_table, notes_html, plot_runs, score_text, show_html, table_html
 from .evaluation import LOWER_IS_BETTER, METRIC_NAMES, group_runs, run_groups, save_figure
 from .labels import classes_of
 from .selection import MAIN_METRICS, compared_by
@@ -276,9 +268,8 @@ def _run_study(config):
     log_main(f"{len(runs)} runs of --ablation_epochs {config.ablation_epochs}, then the final model")
     results, failures = run_all(runs, train, partial(_write_results, config))
     if not results:
-        first = failures[0]["error"]
-        raise TrainingError(f"all {len(runs)} runs of the study failed; the first one: {first}\n{folder}/"
-                            "ablation_results.json has every error. Mend the cause and start it again.")
+        raise TrainingError(f"all {len(runs)} runs of the study failed; the first: {failures[0]['error']}\n"
+                            f"{folder}/ablation_results.json has all. Mend the cause and start it again.")
     study = _AlphaStudy(results, config.ablation_mode, config.select_by or MAIN_METRICS[config.tasks[0]])
     warning = study.warning()
     if is_main_process():
@@ -289,7 +280,8 @@ def _run_study(config):
         log_main(f"{len(failures)} of {len(runs)} runs failed: {'; '.join(f['name'] for f in failures)}. "
                  "Start the study again to repeat them alone.")
     flags = " ".join(f"--{k} {v:g}" for k, v in study.chosen.items())
-    log_main(f"\n{_study_text(study, table_text=_text_table)}\n\nbest on validation by {study.metric}: {flags}; "
+    plain = _study_text(study, table_text=lambda h, rows: pd.DataFrame(rows, columns=h).to_string(index=False))
+    log_main(f"\n{plain}\n\nbest on validation by {study.metric}: {flags}; "
              f"training the final model with it\n{warning}")
     return _train_final(config, study.chosen, data, tokenizer)
 
