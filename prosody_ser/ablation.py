@@ -268,7 +268,7 @@ def _run_study(config):
     log_main(f"{len(runs)} runs of --ablation_epochs {config.ablation_epochs}, then the final model")
     results, failures = run_all(runs, train, partial(_write_results, config))
     if not results:
-        raise TrainingError(f"all {len(runs)} runs of the study failed; the first: {failures[0]['error']}\n"
+        raise TrainingError(f"all {len(runs)} runs of the study failed; the first one: {failures[0]['error']}\n"
                             f"{folder}/ablation_results.json has all. Mend the cause and start it again.")
     study = _AlphaStudy(results, config.ablation_mode, config.select_by or MAIN_METRICS[config.tasks[0]])
     warning = study.warning()
@@ -280,7 +280,7 @@ def _run_study(config):
         log_main(f"{len(failures)} of {len(runs)} runs failed: {'; '.join(f['name'] for f in failures)}. "
                  "Start the study again to repeat them alone.")
     flags = " ".join(f"--{k} {v:g}" for k, v in study.chosen.items())
-    plain = _study_text(study, table_text=lambda h, rows: pd.DataFrame(rows, columns=h).to_string(index=False))
+    plain = _study_text(study, table_text=lambda h, r: pd.DataFrame(r, columns=h).to_string(index=False))
     log_main(f"\n{plain}\n\nbest on validation by {study.metric}: {flags}; "
              f"training the final model with it\n{warning}")
     return _train_final(config, study.chosen, data, tokenizer)
