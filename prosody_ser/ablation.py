@@ -268,8 +268,8 @@ def _run_study(config):
     log_main(f"{len(runs)} runs of --ablation_epochs {config.ablation_epochs}, then the final model")
     results, failures = run_all(runs, train, partial(_write_results, config))
     if not results:
-        raise TrainingError(f"all {len(runs)} runs of the study failed; the first one: {failures[0]['error']}\n"
-                            f"{folder}/ablation_results.json has all. Mend the cause and start it again.")
+        raise TrainingError(f"all {len(runs)} runs of the study failed; the first one: {failures[0]['error']}"
+                            f"\n{folder}/ablation_results.json has all. Mend the cause and start it again.")
     study = _AlphaStudy(results, config.ablation_mode, config.select_by or MAIN_METRICS[config.tasks[0]])
     warning = study.warning()
     if is_main_process():
