@@ -47,7 +47,7 @@ def install(runnable):
     package = f'"{cfg["lib_name"]}[demo] @ git+{cfg["git_url"]}@{cfg["branch"]}"' + ("" if runnable else " fastcore")
     lines = [f"{INSTALL} the package is installed if it is missing; elsewhere nothing is done.", "import sys", "from importlib.util import find_spec"]
     lines += ["from typing import Optional"] if runnable else []
-    lines += ['if "google.colab" in sys.modules and find_spec("prosody_ser") is None:', f"    %pip install -q {package}"]
+    lines += ['if "google.colab" in sys.modules and find_spec("prosody_ser") is None:', f"    !pip install -q {package}"]
     lines += ["_before = set(globals())               # what is new after the next cell is a parameter"] if runnable else []
     return "\n".join(([] if runnable else ["#| hide", "#| eval: false"]) + lines)
 

@@ -28,7 +28,7 @@ def readme():
     cells = json.loads((ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))["cells"]
     note = "<!-- made from nbs/index.ipynb by .ci/make_readme.py: edit the notebook -->"
     text = "\n\n".join([note] + [t.strip() for t in map(cell_text, cells) if t.strip()]) + "\n"
-    return text.replace("](images/", "](nbs/images/")          # pictures lie beside the notebooks
+    return re.sub(r"\]\((?=images/|\w+\.ipynb)", "](nbs/", text)      # pictures and pages lie beside the notebook
 
 
 if __name__ == "__main__":

@@ -223,11 +223,11 @@ _SOURCE = "Cai et al. 2021: IEMOCAP, wav2vec2-base; other speech, another model,
 _PAPER = pd.DataFrame({"alpha": [0, .001, .01, .1], "ser/wa": [.7166, .7397, .7634, .7815],
                        "asr/wer": [.998, .223, .201, .193]})
 
-def _study_markdown(study, failures=(), warning=""):
+def _study_text(study, failures=(), warning="", table_text=markdown_table):
     "Scores, how sure the choice is, shares of the gradient, the paper's figures, what failed."
     heads = _VARIED[study.mode] | {"seeds": "seeds"}
     def part(frame, names):
-        return markdown_table(*_texts(frame, {k: v for k, v in names.items() if k in frame}))
+        return table_text(*_texts(frame, {k: v for k, v in names.items() if k in frame}))
     parts = [part(study.table, heads | METRIC_NAMES), warning]
     if any(k in study.table for k in _SHARES):
         parts += ["Shares of the gradient that reaches the backbone, and its direction, in training:",
@@ -268,20 +268,20 @@ def _run_study(config):
     log_main(f"{len(runs)} runs of --ablation_epochs {config.ablation_epochs}, then the final model")
     results, failures = run_all(runs, train, partial(_write_results, config))
     if not results:
-        first = failures[0]["error"]
-        raise TrainingError(f"all {len(runs)} runs of the study failed; the first one: {first}\n{folder}/"
-                            "ablation_results.json has every error. Mend the cause and start it again.")
+        raise TrainingError(f"all {len(runs)} runs of the study failed; the first one: {failures[0]['error']}"
+                            f"\n{folder}/ablation_results.json has all. Mend the cause and start it again.")
     study = _AlphaStudy(results, config.ablation_mode, config.select_by or MAIN_METRICS[config.tasks[0]])
     warning = study.warning()
     if is_main_process():
-        write_main(folder/"ablation_table.md", _study_markdown(study, failures, warning) + "\n")
+        write_main(folder/"ablation_table.md", _study_text(study, failures, warning) + "\n")
         study.table.to_csv(folder/"ablation_table.csv", index=False)
         save_figure(_plot_study(study), folder/"ablation.png")
     if failures:
         log_main(f"{len(failures)} of {len(runs)} runs failed: {'; '.join(f['name'] for f in failures)}. "
                  "Start the study again to repeat them alone.")
     flags = " ".join(f"--{k} {v:g}" for k, v in study.chosen.items())
-    log_main(f"\n{_study_markdown(study)}\n\nbest on validation by {study.metric}: {flags}; "
+    plain = _study_text(study, table_text=lambda h, r: pd.DataFrame(r, columns=h).to_string(index=False))
+    log_main(f"\n{plain}\n\nbest on validation by {study.metric}: {flags}; "
              f"training the final model with it\n{warning}")
     return _train_final(config, study.chosen, data, tokenizer)
 

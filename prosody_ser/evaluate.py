@@ -308,12 +308,12 @@ def notes_html(
     return "".join(p for s, kind in zip(sentences, kinds, strict=True) for p in _paragraphs([s], kind))
 
 def _scores_html(scores):
-    "Pieces of HTML: scores, notes, emotions, and a link to the report."
+    "Pieces of HTML: scores, notes, emotions, and where the report is."
     main, *classes = [_number_table(*t) for t in _tables(scores).values()]
     pieces = [main, *_paragraphs(scores.warnings, "warn"), *_paragraphs(scores.notes, "note"), *classes]
     if scores.report:
         page = escape(Path(scores.report).as_posix())
-        pieces += [f'<p class="note">report: <a href="{page}">{page}</a></p>']
+        pieces += [f'<p class="note">report: <code>{page}</code></p>']
     return pieces
 
 def _scored(records, names, settings):
