@@ -58,7 +58,7 @@ def utterances(draw):
     start, end = draw(st.sampled_from([(None, None), (0, None)]) | st.tuples(SECONDS, SECONDS).filter(lambda x: x[0] < x[1]))
     times = None if words is None else draw(st.none() | st.lists(st.lists(SECONDS, min_size=2, max_size=2), min_size=len(words), max_size=len(words)))
     return Utterance(draw(PATH), words, marks, draw(st.none() | st.integers(0, 999) | NAME), draw(st.none() | NAME | st.integers() | st.integers(-9, 9).map(float)),
-                     draw(st.none() | TEXT | st.integers()), start, end, times)
+                     draw(st.none() | TEXT | st.integers()), start, end, times, corpus=draw(st.none() | NAME))
 
 
 @tried(150)
@@ -71,7 +71,7 @@ def test_manifest_round_trip(folder, rows):
     read = read_manifest(folder / "rows.jsonl")
     for u, v in zip(rows, read, strict=True):
         emotion = plain_name(u.emotion) if isinstance(u.emotion, str) else u.emotion
-        assert fields(v) == fields(u) | dict(emotion=emotion, speaker=plain_name(u.speaker))
+        assert fields(v) == fields(u) | dict(emotion=emotion, speaker=plain_name(u.speaker), corpus=plain_name(u.corpus))
         assert type(v.emotion) is type(emotion) and v.text == (u.words and " ".join(u.words))
     write_manifest(read, folder / "again.jsonl")
     assert read_manifest(folder / "again.jsonl") == [SimpleUtterance(u, str(folder / "again.jsonl")) for u in read]
@@ -80,7 +80,7 @@ def test_manifest_round_trip(folder, rows):
 
 def SimpleUtterance(u, path):
     """The same row of another file."""
-    return Utterance(*[getattr(u, f) for f in Utterance.__dataclass_fields__ if f not in ("source", "audio_base_path")], source=path + u.source[u.source.rindex(":"):])
+    return Utterance(**{f: getattr(u, f) for f in Utterance.__dataclass_fields__ if f not in ("source", "audio_base_path")}, source=path + u.source[u.source.rindex(":"):])
 
 
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | TEXT, lambda x: st.lists(x, max_size=3) | st.dictionaries(TEXT, x, max_size=3), max_leaves=6)
