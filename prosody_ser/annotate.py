@@ -347,7 +347,6 @@ def annotate_command(config):  # AnnotateConfig
         print(f"http://127.0.0.1:{config.port}", f"emotions: {names}", told, "Stop it with Ctrl-C.", sep="\n",
               flush=True)
         server = uvicorn.Server(uvicorn.Config(_app(desk), log_level="warning", timeout_graceful_shutdown=1))
-        try:
+        with suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
-        except KeyboardInterrupt:
-            print(f"stopped: {desk.progress()['done']} of {len(desk.order)} done, in {config.out}")
+        print(f"stopped: {desk.progress()['done']} of {len(desk.order)} done, in {config.out}")

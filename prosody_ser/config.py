@@ -200,7 +200,7 @@ class _DataSettings:
 class _CorpusSettings:
     "How the rows are read."
     emotion_map: str | None = setting(
-        None, "other names of emotions: angry=anger,...; nothing behind =: no label")
+        None, "other names of emotions: angry=anger,...; without a name behind it: no label")
     emotion_names: list[str] | None = setting(None, "names of the emotion indices, or one of: akan, emodb")
     recheck_audio: bool = setting(False, "decode every file again, checked before or not")
     vocab_size: int = setting(4000, "pieces of a tokenizer that is trained here")
@@ -444,7 +444,7 @@ def _corpus_contradictions(c):
         if files and len(bases) > 1 and len(bases) != len(files):
             yield (f"--audio_base_path names {len(bases)} folders, --{name} {len(files)} manifests: give one "
                    "folder for all, or one for each manifest of every split, in their order. (A pattern must "
-                   "come whole, in quotes: 'corpus-*.tar'.)")
+                   "come whole, in quotes: --audio_base_path 'corpus-*.tar'.)")
     if getattr(c, "corpus_temperature", 1) != 1 and c.balanced_sampling:
         yield ("--balanced_sampling draws by emotion, --corpus_temperature by corpus. Choose one; emotions "
                "can be weighed by --class_weights balanced.")
