@@ -200,7 +200,7 @@ class _DataSettings:
 class _CorpusSettings:
     "How the rows are read."
     emotion_map: str | None = setting(
-        None, "other names of emotions: angry=anger,...; without a name behind it: no label")
+        None, "other names of emotions: angry=anger,...; no name behind: no label")
     emotion_names: list[str] | None = setting(None, "names of the emotion indices, or one of: akan, emodb")
     recheck_audio: bool = setting(False, "decode every file again, checked before or not")
     vocab_size: int = setting(4000, "pieces of a tokenizer that is trained here")
