@@ -11,7 +11,7 @@ import tokenize
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-COLUMNS, FUNCTION, CELL, ROOM, ROOMS, NAMES = 110, 40, 50, 465, 47, 391
+COLUMNS, FUNCTION, CELL, ROOM, ROOMS, NAMES = 110, 40, 50, 450, 47, 391
 
 
 def is_exported(source):

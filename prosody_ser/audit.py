@@ -28,7 +28,7 @@ from . import callable_module, data
 from .audio import MENDED, hear
 from .data import Utterance, emotion_names, manifest_rows, read_rows
 from .folder import write_new
-from .labels import is_acoustic, is_prominent, name_of, shares_of
+from .labels import is_acoustic, is_prominent, label_among
 from .text import ManifestError, film_folder, name_key, path_key
 from .tokenizer import WORD_FAULTS, frames_needed, look_alikes, repair_word, strip_punctuation
 
@@ -136,12 +136,6 @@ def _classes(train, names, others=()):
     except ManifestError as e:
         return sorted({str(u.label) for u in train if u.emotion is not None}), str(e)
 
-def _label(u, classes):
-    "The class of a row by name; where it has shares, one that is unknown, else that of the largest."
-    if u.emotion is None: return None
-    named = [name_of(c, classes) for c in (u.label, *shares_of(u.emotion))]
-    return next((name for name in named if name not in classes), named[0])
-
 # %% ../nbs/02b_audit.ipynb #c033
 _NUMBERS = "seconds", "peak", "rms", "clipped"  # of full scale 1; rms without the mean; % of the samples
 
@@ -203,7 +197,7 @@ class _Corpus:
 def _rows(splits, classes, plain, pieces):
     "A data frame of the rows; plain, pieces: of each word, the pieces {} without a tokenizer."
     rows = [(s, u.source or u.audio_filepath, path := path_key(u.audio_filepath),
-             f"{path} {u.start or 0:f} {u.end or 0:f}", name_key(u.speaker), _label(u, classes),
+             f"{path} {u.start or 0:f} {u.end or 0:f}", name_key(u.speaker), label_among(u, classes),
              u.words or [], u.prosody_annotations,
              is_acoustic(u.prosody_annotations, u.prosody_source)) for s, us in splits.items() for u in us]
     rows = pd.DataFrame(rows, columns="split source path stretch speaker label words marks acoustic".split())

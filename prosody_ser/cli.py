@@ -205,9 +205,7 @@ def _predict(config):
 # %% ../nbs/12_cli.ipynb #exportcmd
 def _room(name, command=None):
     "A function that hands the settings to COMMAND_command of a room, which is imported then, not before."
-    def run(config):
-        return getattr(import_module(f"prosody_ser.{name}"), f"{command or name}_command")(config)
-    return run
+    return lambda config: getattr(import_module(f"prosody_ser.{name}"), f"{command or name}_command")(config)
 
 # %% ../nbs/12_cli.ipynb #auditcmd
 @dataclass(kw_only=True)

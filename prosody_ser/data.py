@@ -23,13 +23,13 @@ from difflib import get_close_matches
 from hashlib import blake2b
 from itertools import combinations
 from pathlib import Path
-from sys import intern, maxsize
+from sys import intern
 
 import numpy as np
 
 from prosody_ser.labels import (
     LAST_INDEX,
-    NO_NAMES,
+    check_one_kind,
     emotion_ids,
     hard_label,
     is_acoustic,
@@ -38,6 +38,9 @@ from prosody_ser.labels import (
     is_mark,
     is_prominent,
     is_soft,
+    is_source,
+    is_span,
+    is_speaker,
     shares_problem,
     uses_of,
 )
@@ -112,13 +115,13 @@ def _row_problems(row):
         problem = f"emotion must be a name or an index from 0 to {LAST_INDEX}, got {_short(emotion)}"
         yield "emotion", problem, "Use null where the emotion is unknown."
     for field, value in dict(speaker=speaker, corpus=corpus).items():
-        if _is_speaker(value): continue
+        if is_speaker(value): continue
         problem = f"{field} must be a name or a number, got {_short(value)}"
         yield field, problem, f"Use null where the {field} is unknown."
-    if not _is_source(made):
+    if not is_source(made):
         problem = f"prosody_source must be a text such as acoustic, got {_short(made)}"
         yield "prosody_source", problem, "Use null for marks that were made by ear."
-    if not _is_span(start, end):
+    if not is_span(start, end):
         problem = f"start {_short(start)}, end {_short(end)} is not a stretch of time"
         yield "start, end", problem, "Give seconds, start < end."
 
@@ -132,18 +135,6 @@ def _is_path(x):
     return type(x) is str and x != "" and not x.isspace() and "\0" not in x
 
 _GIVE_SHARES = 'Give each class its share of the listeners, such as {"anger": 0.6, "joy": 0.4}.'
-
-def _is_speaker(x):
-    if type(x) is str: return name_key(x) not in {*NO_NAMES, "none"}
-    return x is None or type(x) is int or (type(x) is float and not math.isinf(x))
-
-def _is_source(x):
-    return x is None or type(x) is str
-
-def _is_span(start, end):
-    start, end = 0 if start is None else start, maxsize if end is None else end
-    numbers = type(start) in (int, float) and type(end) in (int, float)
-    return numbers and 0 <= start < end <= maxsize
 
 def _short(value):
     "A value in a message: a long one is cut."
@@ -203,7 +194,7 @@ class _Names(dict):
 class _Kept:
     "What rows of one manifest share."
     def __init__(self):
-        self.words, self.speakers, self.emotions = _Words(), _Names(_is_speaker), _Names(is_class)
+        self.words, self.speakers, self.emotions = _Words(), _Names(is_speaker), _Names(is_class)
 
 # %% ../nbs/00_data.ipynb #parse1
 _scan_json = json.JSONDecoder().scan_once
@@ -223,7 +214,7 @@ def _parse_line(line, fields, kept, source, base):
 def _utterance(row, kept, source, base):
     "A row, parsed JSON, as an utterance. Raises ValueError, TypeError or AttributeError for a wrong one."
     path, words, marks, emotion, speaker, id, first, last, times, made, corpus = map(row.get, _FIELDS)
-    right = _is_path(path) and _is_span(first, last) and type(speaker) is not bool and _is_source(made)
+    right = _is_path(path) and is_span(first, last) and type(speaker) is not bool and is_source(made)
     right = right and (type(emotion) is str or is_emotion(emotion))
     right = right and (words is None or (words and type(words) is list))
     right = right and (marks is None or len(marks) == len(words) == marks.count(0) + marks.count(1)
@@ -445,8 +436,7 @@ def write_manifest(utterances: list[Utterance], path: str | Path):
 
 def _digested(u):
     "What of a row counts in a fingerprint; what earlier versions did not know counts where it is given."
-    late = "prosody_source", "corpus"                     # the corpus only says where the row came from
-    row = {field: getattr(u, field) for field in _FIELDS if field not in late} | {"where": ""}
+    row = {f: getattr(u, f) for f in _FIELDS if f not in ("prosody_source", "corpus")} | {"where": ""}
     return row if u.prosody_source is None else row | {"prosody_source": u.prosody_source}
 
 def rows_digest(utterances: list[Utterance]) -> str:
@@ -494,15 +484,6 @@ _EMOTIONS = {
     "emodb": ["neutral", "anger", "boredom", "disgust", "fear", "happiness", "sadness"]}
 
 # %% ../nbs/00_data.ipynb #c030
-def _check_one_kind(utterances):
-    "Raise ManifestError where some emotions are names and others indices: nothing says which name is 0."
-    named = next((u for u in utterances if isinstance(u.label, str)), None)
-    indices = named and [u for u in utterances if isinstance(u.label, int)]
-    if indices:
-        first, name = min(indices, key=lambda u: u.label), named.label
-        example = f"emotion {first.label} is an index while other rows use names such as {name!r}"
-        raise ManifestError(f"{first.source}: {example}. Use one of the two, or give --emotion_names.")
-
 def emotion_names(utterances: list[Utterance], names: list[str] | None = None, others=()) -> list[str]:
     """The classes of a corpus, by index: those of its rows, or the given names (or [a key of `EMOTIONS`]).
     Raises `ManifestError` where some rows have names and others, also of other splits, have indices."""
@@ -511,7 +492,7 @@ def emotion_names(utterances: list[Utterance], names: list[str] | None = None, o
     spellings = {c: n for c, n in classes.items() if isinstance(c, str)}
     usual = sorted(spellings, key=lambda name: (spellings[name], name))               # the last one is kept
     strings = {name_key(name): name for name in usual}.values()
-    _check_one_kind([*utterances, *others])
+    check_one_kind([*utterances, *others])
     return sorted(strings) or [str(i) for i in range(1 + max(classes, default=-1))]
 
 # %% ../nbs/00_data.ipynb #c034

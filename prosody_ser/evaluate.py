@@ -37,7 +37,7 @@ from .batches import SpeechDataset
 from .config import EvaluateConfig, one_folder
 from .corpora import corpus_rows, corpus_scores, named_files, read_splits
 from .folder import free_for_tables, new_figure, numbers_only, one_writer, to_json, write_whole
-from .labels import check_indices, is_prominent
+from .labels import check_indices, is_prominent, label_notes
 from .pack import stage_audio
 from .parsing import from_parameters
 from .selection import floor_warnings
@@ -207,24 +207,11 @@ def _calibration_note(calibration, metrics):
     return (f"temperature {c['temperature']:.3f}: {error} (on the {c['rows']} validation rows it was fitted "
             f"on: {c['ece_before']:.3f} and {c['ece_after']:.3f})")
 
-def _soft_note(metrics):
-    "How shares of listeners were scored; a list."
-    n, words = (metrics.get(f"{task}/soft_n", 0) for task in ("ser", "prosody"))
-    counts = [f"{n} utterances are scored by their largest share"] * bool(n)
-    counts += [f"{words} words are prominent where more than half of the listeners marked them"] * bool(words)
-    return ["soft labels: " + ", ".join(counts)] if counts else []
-
-def _acoustic_note(metrics):
-    "How much of the reference for prominence nobody has heard; a list."
-    n = metrics.get("prosody/acoustic_rows", 0)
-    told = f"prominence is scored against marks that were computed from the sound in {n} of "
-    return [f"{told}{metrics['prosody/rows']} utterances: not by ear"] if n else []
-
 def _notes(metrics, settings):
     "Sentences to read with the scores."
     drawn, calibration = settings.get("intervals"), settings.get("calibration")
     notes = [settings["choice"]] if "choice" in settings else []
-    notes += _soft_note(metrics) + _acoustic_note(metrics)
+    notes += label_notes(metrics)
     notes += [evaluation.describe_intervals(drawn)] if drawn else []
     if calibration:
         notes += [_calibration_note(calibration, metrics)]

@@ -22,7 +22,7 @@ from scipy.special import log_softmax, softmax
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix, roc_auc_score
 
 from .folder import new_figure, save_figure, to_json, write_whole
-from .labels import is_acoustic, is_prominent
+from .labels import is_acoustic, is_prominent, soft_count
 from .text import ManifestError, clean, read_text
 
 # %% ../nbs/07_evaluation.ipynb #c032
@@ -375,10 +375,6 @@ def _words(records, key):
     "The values of all words in one list."
     return [x for r in records for x in r[key]]
 
-def _soft(task, are_soft):
-    "How many labels are shares, which a score takes for the larger part; nothing where none is."
-    return {f"{task}/soft_n": sum(are_soft)} if any(are_soft) else {}
-
 def score(
     records, # from predict or read_predictions
 ) -> dict:
@@ -386,12 +382,12 @@ def score(
     metrics = {}
     if rows := with_emotion(records):
         metrics |= ser_metrics([r["emotion"] for r in rows], [r["predicted_emotion"] for r in rows])
-        metrics |= confidence_metrics(rows) | _soft("ser", ["emotion_shares" in r for r in rows])
+        metrics |= confidence_metrics(rows) | soft_count("ser", ["emotion_shares" in r for r in rows])
     if rows := _having("text", records):
         metrics |= asr_metrics([r["text"] for r in rows], [r["hypothesis"] for r in rows]) | _ctc_health(rows)
     if rows := _having("prosody_annotations", records):
         marks, p = _words(rows, "prosody_annotations"), _words(rows, "prominence")
-        metrics |= prosody_metrics(marks, p) | _soft("prosody", [0 < mark < 1 for mark in marks])
+        metrics |= prosody_metrics(marks, p) | soft_count("prosody", [0 < mark < 1 for mark in marks])
         acoustic = sum(is_acoustic(r["prosody_annotations"], r.get("prosody_source")) for r in rows)
         metrics |= {"prosody/acoustic_rows": acoustic, "prosody/rows": len(rows)} if acoustic else {}
     return metrics

@@ -6,8 +6,10 @@
 __all__ = []
 
 # %% ../nbs/00_labels.ipynb #labimports
+import math
 import warnings
 from collections import Counter
+from sys import maxsize
 
 from .text import ManifestError, name_key
 
@@ -148,3 +150,53 @@ def emotion_targets(utterances, names):
         for c, share in shares.items():
             target[found[c]] += share / sum(shares.values())
     return targets
+
+# %% ../nbs/00_labels.ipynb #labrules1
+def is_speaker(x):
+    if type(x) is str: return name_key(x) not in {*NO_NAMES, "none"}
+    return x is None or type(x) is int or (type(x) is float and not math.isinf(x))
+
+def is_source(x):
+    return x is None or type(x) is str
+
+def is_span(start, end):
+    start, end = 0 if start is None else start, maxsize if end is None else end
+    numbers = type(start) in (int, float) and type(end) in (int, float)
+    return numbers and 0 <= start < end <= maxsize
+
+def check_one_kind(utterances):
+    "Raise ManifestError where some emotions are names and others indices: nothing says which name is 0."
+    named = next((u for u in utterances if isinstance(u.label, str)), None)
+    indices = named and [u for u in utterances if isinstance(u.label, int)]
+    if indices:
+        first, name = min(indices, key=lambda u: u.label), named.label
+        example = f"emotion {first.label} is an index while other rows use names such as {name!r}"
+        raise ManifestError(f"{first.source}: {example}. Use one of the two, or give --emotion_names.")
+
+def label_among(u, classes):
+    "The class of a row by name; where it has shares, one that is unknown, else that of the largest."
+    if u.emotion is None: return None
+    named = [name_of(c, classes) for c in (u.label, *shares_of(u.emotion))]
+    return next((name for name in named if name not in classes), named[0])
+
+# %% ../nbs/00_labels.ipynb #labcount1
+def soft_count(task, are_soft):
+    "How many labels are shares, which a score takes for the larger part; nothing where none is."
+    return {f"{task}/soft_n": sum(are_soft)} if any(are_soft) else {}
+
+def _soft_note(metrics):
+    "How shares of listeners were scored; a list."
+    n, words = (metrics.get(f"{task}/soft_n", 0) for task in ("ser", "prosody"))
+    counts = [f"{n} utterances are scored by their largest share"] * bool(n)
+    counts += [f"{words} words are prominent where more than half of the listeners marked them"] * bool(words)
+    return ["soft labels: " + ", ".join(counts)] if counts else []
+
+def _acoustic_note(metrics):
+    "How much of the reference for prominence nobody has heard; a list."
+    n = metrics.get("prosody/acoustic_rows", 0)
+    told = f"prominence is scored against marks that were computed from the sound in {n} of "
+    return [f"{told}{metrics['prosody/rows']} utterances: not by ear"] if n else []
+
+def label_notes(metrics):
+    "What a reader of scores must know of the labels; a list."
+    return _soft_note(metrics) + _acoustic_note(metrics)
