@@ -1,6 +1,7 @@
 """What ONNX and eight bits cost and save: size, scores and speed of one model in PyTorch, ONNX and int8 ONNX.
 
     python benchmarks/export.py runs/demo/best_model runs/demo/corpus/test.jsonl --publish nbs/results/onnx.json
+    python benchmarks/export.py runs/emodb/best_model EMODB/test.jsonl --corpus EmoDB --publish nbs/results/onnx.json
 
 Each way predicts every row of the test set, one at a time, greedily, on one CPU thread, in a process of its
 own; the processes take turns, so that other work on the machine meets them all, and the median of the rounds
@@ -70,7 +71,9 @@ def scores(found, manifest):
     from prosody_ser.evaluation import asr_metrics, prosody_metrics, ser_metrics
 
     rows, said, kept = read_manifest(manifest), found["said"], {}
-    if known := [(u.emotion, s["emotion"]) for u, s in zip(rows, said, strict=True) if u.emotion is not None]:
+    names = list(said[0]["probabilities"])  # in the order of their indices
+    emotions = [names[u.emotion] if isinstance(u.emotion, int) else u.emotion for u in rows]
+    if known := [(e, s["emotion"]) for e, s in zip(emotions, said, strict=True) if e is not None]:
         kept |= ser_metrics(*map(list, zip(*known, strict=True)))
     if written := [(u.text, s["transcript"]) for u, s in zip(rows, said, strict=True) if u.words]:
         kept |= asr_metrics(*map(list, zip(*written, strict=True)))
@@ -143,7 +146,8 @@ def main(args):
     for way, line in table.items():
         print(f"{way:18}", "  ".join(f"{k} {v:.4g}" for k, v in line.items() if isinstance(v, float)))
     if args.publish:
-        write_json(args.publish, dict(about=about, table=table))
+        before = json.loads(args.publish.read_text()) if args.publish.exists() else {}
+        write_json(args.publish, before | {args.corpus: dict(about=about, table=table)})
 
 
 if __name__ == "__main__":
@@ -153,6 +157,7 @@ if __name__ == "__main__":
     parser.add_argument("checkpoint", help="best_model folder")
     parser.add_argument("manifest", help="test set, beside its audio")
     parser.add_argument("--publish", type=Path, help="JSON file for the page")
+    parser.add_argument("--corpus", default="demo", help="name of the table in that file; others stay")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--measure", nargs="?", const="", help=argparse.SUPPRESS)
     main(parser.parse_args())

@@ -26,6 +26,8 @@ from tqdm.auto import tqdm
 
 from . import callable_module, data
 from .audio import MENDED, hear
+from .config import one_folder
+from .corpora import add_rows, own_folders
 from .data import Utterance, emotion_names, manifest_rows, read_rows
 from .folder import write_new
 from .labels import is_acoustic, is_prominent, label_among
@@ -96,8 +98,7 @@ def _group_pattern(name, pattern, groups, example):
     try:
         compiled = re.compile(pattern)
     except re.error as e:
-        raise ManifestError(f"{name} {pattern!r} is not a regular expression ({e}). "
-                            f"Such as: {example}") from None
+        raise ManifestError(f"{name} {pattern!r}: no regular expression ({e}). Such as: {example}") from None
     if missing := ", ".join(sorted(groups - set(compiled.groupindex))):
         raise ManifestError(f"{name} {pattern!r} has no group {missing}. Name the groups as in {example}")
     return compiled
@@ -144,17 +145,13 @@ def _digest(audio, rate):
     pcm = np.round(np.clip(audio, -1, 1) * 32767).astype(np.int16)          # equal in any lossless format
     return dict(digest=blake2b(pcm.tobytes() + str(rate).encode()).hexdigest())
 
-def _listen(u, folder):
-    "What decoding an utterance tells, as far as there is a folder."
-    return hear(u, folder, _digest) if folder else {}
-
 def _sound(utterances, audio_base_path, seconds, heard):
     "What is known of the sound, a data frame: what is given, else what decoding tells."
     folders = [audio_base_path or u.audio_base_path for u in utterances]
     found = heard or [dict(seconds=t) for t in seconds or [np.nan] * len(utterances)]
     if heard is None and seconds is None and any(folders):
         with ThreadPoolExecutor(4) as pool:
-            found = pool.map(_listen, utterances, folders)
+            found = pool.map(lambda u, f: hear(u, f, _digest) if f else {}, utterances, folders)
             found = list(tqdm(found, "listening", len(utterances), leave=False, delay=1))
     known = pd.DataFrame(found, columns=[*_NUMBERS, *MENDED, "digest", "problem"])
     return known.astype(dict.fromkeys(_NUMBERS, float))
@@ -431,8 +428,7 @@ class Findings(list):
         findings = sorted(findings, key=lambda f: place.get(f.check, 0))
         super().__init__(sorted(findings, key=lambda f: _SEVERITIES.index(f.severity)))
 
-    def __str__(self):
-        return report(self)
+    __str__ = report
 
     def _repr_html_(self):
         from prosody_ser.evaluate import show_html  # here: training and the command need no page
@@ -486,13 +482,16 @@ def _name_speakers(utterances, speaker):
     found = [u.speaker is None and pattern.search(u.audio_filepath) for u in utterances]
     return [replace(u, speaker=m["speaker"]) if m else u for u, m in zip(utterances, found, strict=True)]
 
-def _read_splits(manifests):
-    "Read manifests to the end, past wrong rows: splits by their file's name, and findings."
+def _read_splits(manifests, audio_base_path, speaker):
+    "Read manifests to the end, past wrong rows: splits by their files' names, and findings."
+    own = own_folders(manifests, audio_base_path)
     one_name = len({Path(m).stem for m in manifests}) < len(manifests)
     splits, problems, lost = {}, [], []
     for m in manifests:
         try:
-            splits[str(m) if one_name else Path(m).stem], wrong = read_rows(m)
+            rows, wrong = read_rows(m)
+            rows[:] = rows if speaker is None else _name_speakers(rows, speaker)
+            add_rows(splits, str(m) if one_name else Path(m).stem, rows, own.get(m))
             problems += wrong
         except ManifestError as e:
             lost.append(str(e))
@@ -501,14 +500,14 @@ def _read_splits(manifests):
 
 def audit_manifests(
     manifests,    # JSONL files, the training one first
+    audio_base_path=None, # folder of the audio, or a list: one for each manifest of several corpora
     speaker=None, # regular expression with the group speaker that reads file names
     **more,       # parameters of audit
 ):                # (dict: name -> list of Utterance that can be read, Findings)
     "Read manifests and audit them."
-    splits, wrong = _read_splits(manifests)
-    if speaker is not None:
-        splits = {s: _name_speakers(us, speaker) for s, us in splits.items()}
-    return splits, Findings([*filter(None, wrong), *audit(splits, **more)])
+    splits, found = _read_splits(manifests, audio_base_path, speaker)
+    found += audit(splits, audio_base_path=one_folder(audio_base_path), **more)
+    return splits, Findings(filter(None, found))
 
 # %% ../nbs/02b_audit.ipynb #c039
 def _fix_words(u, letters, counts):

@@ -213,7 +213,7 @@ class _AuditConfig(Settings):
     "Look for what is wrong with a corpus before training: where, why it matters, the cure."
     manifests: list[str] = setting(
         MISSING, "JSONL manifests, the training one first", positional=True, path=True)
-    audio_base_path: str | None = setting(None, "folder of the audio; else it is not checked", path=True)
+    audio_base_path: str | list[str] | None = setting(None, "folder of the audio, or one for each", path=True)
     emotion_names: list[str] | None = setting(None, "names of the emotion indices, or one of: akan, emodb")
     tokenizer_path: str | None = setting(None, ".model file, for CTC and rare letters", path=True)
     frame_rate: float = setting(50.0, "frames a second of the backbone; tiny has 25")
@@ -270,7 +270,8 @@ def _plot_splits(config, splits, segment):
     "Durations and emotions of the splits as a PNG."
     from prosody_ser.audit import plot_splits
     from prosody_ser.evaluation import save_figure
-    fig = plot_splits(splits, config.emotion_names, segment=segment, audio_base_path=config.audio_base_path)
+    base = one_folder(config.audio_base_path)
+    fig = plot_splits(splits, config.emotion_names, segment=segment, audio_base_path=base)
     save_figure(fig, config.plot)
 
 # %% ../nbs/12_cli.ipynb #preparecmd

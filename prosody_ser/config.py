@@ -514,6 +514,8 @@ class EvaluateConfig(DecodingSettings):
     audio_base_path: str | list[str] = setting(
         MISSING, "folder of the audio, or one for each manifest", path=True)
     test_jsonl: str | list[str] = setting(MISSING, "manifest to score; several: corpora", path=True)
+    emotion_map: str | None = setting(
+        None, "other names of emotions: angry=anger,...; no name behind: no label")
     tokenizer_path: str | None = setting(
         None, "checked against the checkpoint's tokenizer; default: that one", path=True)
     batch_size: int = setting(8, "utterances at a time")

@@ -15,7 +15,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from .audio import audio_digest
-from .config import ConfigError, paths_of
+from .config import ConfigError, EvaluateConfig, one_folder, paths_of
 from .data import Manifest, read_manifest, rows_digest
 from .labels import classes_of
 from .pack import is_pack
@@ -26,14 +26,17 @@ SPLITS = "train", "val", "test"
 _SPLIT_WORDS = {"train", "training", "val", "valid", "validation", "dev", "devel", "development", "test",
                 "testing", "eval", "all"}
 
+def _words_of(file):
+    "The words of a file's name."
+    return re.split(r"[-_. ]+", Path(os.path.abspath(file)).stem)
+
 def corpus_name(file):
     "What the corpus of a manifest is called."
-    path = Path(os.path.abspath(file))
-    words = re.split(r"[-_. ]+", path.stem)
+    path, words = Path(os.path.abspath(file)), _words_of(file)
     kept = [w for w in words if w.lower() not in _SPLIT_WORDS]
     return path.stem if len(kept) == len(words) else "_".join(kept) or path.parent.name or "corpus"
 
-def _corpus_names(files, bases):
+def corpus_names(files, bases):
     "The corpora of manifests. Raises ConfigError where two have one name and audio in two places."
     names = [corpus_name(f) for f in files]
     for i, name in enumerate(names):
@@ -44,9 +47,9 @@ def _corpus_names(files, bases):
     return names
 
 # %% ../nbs/01f_corpora.ipynb #read
-def _read_corpus(file, base, name):
-    "The rows of one of several manifests; base: the folder of its audio where it has its own, else empty."
-    rows = read_manifest(file)
+def as_corpus(rows, base, name):
+    """The rows of one of several corpora, changed in place: whole paths, and speakers who are nobody else's.
+    base: the folder of its audio where it has its own, else empty."""
     for u in rows:
         u.corpus = u.corpus or name
         u.speaker = u.speaker and f"{u.corpus}/{u.speaker}"
@@ -54,11 +57,31 @@ def _read_corpus(file, base, name):
             u.audio_filepath, u.audio_base_path = os.path.join(os.path.abspath(base), u.audio_filepath), base
     return rows
 
+def own_folders(files, audio_base_path):
+    """Manifest -> the folder of its audio and the name of its corpus, where each has a folder of its own,
+    else {}. Raises ConfigError for a wrong number of folders."""
+    if len(bases := paths_of(audio_base_path)) < 2: return {}
+    if len(bases) != len(files):
+        raise ConfigError(f"--audio_base_path names {len(bases)} folders, and there are {len(files)} "
+                          "manifests: give one folder for all, or one for each manifest, in their order.")
+    return dict(zip(files, zip(bases, corpus_names(files, bases), strict=True), strict=True))
+
+def add_rows(splits, name, rows, own=None):
+    """Rows of a manifest join splits (name -> rows). own: folder and name of its corpus, from own_folders:
+    then all manifests called train are one split, as in a training."""
+    if own:
+        as_corpus(rows, *own)
+        name = next((w for w in _words_of(name) if w.lower() in _SPLIT_WORDS), name)
+    if (known := splits.setdefault(name, rows)) is not rows:
+        known += rows
+        known.unread = sorted({*known.unread, *rows.unread})
+
 def _read_split(files, bases, several):
     "The rows of the manifests of a split."
     if not several: return read_manifest(files[0])
     bases = bases if len(bases) > 1 else [""] * len(files)
-    parts = [_read_corpus(*part) for part in zip(files, bases, _corpus_names(files, bases), strict=True)]
+    names = corpus_names(files, bases)
+    parts = [as_corpus(read_manifest(f), *part) for f, *part in zip(files, bases, names, strict=True)]
     rows = Manifest(sum(parts, []))
     rows.unread = sorted({name for part in parts for name in part.unread})
     return rows
@@ -74,17 +97,20 @@ def read_splits(
     splits = {s: _read_split(files[s], bases, several) for s in SPLITS if s in only and files[s]}
     rows = [u for us in splits.values() for u in us]
     _check_indices(rows, config, several)
-    if given := getattr(config, "emotion_map", None):
-        from prosody_ser.convert import map_emotions, pairs_of  # here: few runs need it
-        names, there = pairs_of(given, "emotion_map"), {name_key(c) for c in classes_of(rows)}
-        # some of the splits alone may well lack a name
-        names = {n: ours for n, ours in names.items() if only is SPLITS or name_key(n) in there}
-        map_emotions(rows, names)
+    if config.emotion_map:
+        rename_emotions(rows, config.emotion_map, only is SPLITS)
     return splits
+
+def rename_emotions(rows, emotion_map, every=False):
+    """Give the emotions of rows the names of --emotion_map, in place. A part of a corpus may well lack one of
+    its names; every: raise `ManifestError` for those."""
+    from prosody_ser.convert import map_emotions, pairs_of  # here: few runs need it
+    names, there = pairs_of(emotion_map, "emotion_map"), {name_key(c) for c in classes_of(rows)}
+    map_emotions(rows, {n: ours for n, ours in names.items() if every or name_key(n) in there})
 
 def _check_indices(rows, config, several):
     "Raise ManifestError for indices of several corpora: nothing says that they count alike."
-    if not several or getattr(config, "emotion_names", None): return
+    if not several or getattr(config, "emotion_names", True): return       # a model knows its own
     if first := next((u for u in rows if isinstance(u.label, int)), None):
         raise ManifestError(indices_told(first))
 
@@ -135,6 +161,17 @@ def common_folder(given, splits):
         splits = {s: [replace(u, audio_filepath=os.path.abspath(Path(f)/u.audio_filepath))
                       for u, f in zip(rows, folders[s], strict=True)] for s, rows in splits.items()}
     return splits, str(next(iter(known.values())))
+
+def rows_of(manifest, audio_base_path):
+    """The rows of a manifest, or of several, which are several corpora; or rows that are given. With the
+    folder of their audio, empty where paths are whole, and a name."""
+    files = [manifest] if isinstance(manifest, str | Path) else list(manifest)
+    if not files or not isinstance(files[0], str | Path):
+        return manifest, audio_base_path, Path(getattr(manifest, "path", None) or "rows").stem
+    bases = [*map(str, audio_base_path)] if isinstance(audio_base_path, list) else str(audio_base_path)
+    config = EvaluateConfig(checkpoint_path="", test_jsonl=[*map(str, files)], audio_base_path=bases)
+    name = "_".join(dict.fromkeys(map(corpus_name, files))) if files[1:] else Path(files[0]).stem
+    return read_splits(config)["test"], one_folder(config.audio_base_path), name
 
 def named_files(value):
     "The files of a setting in a message."

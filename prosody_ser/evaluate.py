@@ -21,7 +21,7 @@ import json
 import os
 from base64 import b64encode
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -35,7 +35,7 @@ from . import evaluation
 from .audio import SAMPLING_RATE, load_audio
 from .batches import SpeechDataset
 from .config import EvaluateConfig, one_folder
-from .corpora import corpus_rows, corpus_scores, named_files, read_splits
+from .corpora import corpus_rows, corpus_scores, named_files, read_splits, rename_emotions
 from .folder import free_for_tables, new_figure, numbers_only, one_writer, to_json, write_whole
 from .labels import check_indices, is_prominent, label_notes
 from .pack import stage_audio
@@ -524,6 +524,9 @@ def evaluate_model(
     config.device = pick_device(config.device)
     folder, tokenizer = config.output_dir or None, model.processor.tokenizer
     where = named_files((about or {}).get("test_jsonl")) or "the transcripts"
+    if config.emotion_map:
+        utterances = [replace(u) for u in utterances]
+        rename_emotions(utterances, config.emotion_map)
     with one_writer(folder, "output_dir") if folder else nullcontext():
         if folder:
             free_for_tables(folder, "report", "output_dir")
@@ -564,7 +567,8 @@ def evaluate_checkpoint(
     settings = asdict(config)
     about = {k: settings.pop(k) for k in ("checkpoint_path", "tokenizer_path", "test_jsonl")}
     settings["audio_base_path"] = one_folder(config.audio_base_path)
-    return evaluate_model(model, read_splits(config)["test"], about=about, **settings)
+    rows = read_splits(replace(config, emotion_map=None))["test"]
+    return evaluate_model(model, rows, about=about, **settings)
 
 # %% ../nbs/07b_report.ipynb #c036
 def compare_models(

@@ -39,8 +39,7 @@ from prosody_ser.config import (
     paths_of,
 )
 
-from .corpora import SPLITS, read_splits, row_digests
-from .data import read_manifest
+from .corpora import SPLITS, read_splits, row_digests, rows_of
 from .evaluate import Scores, evaluate_model, metrics_rows, show_html, table_html
 from .evaluation import read_predictions, save_figure
 from .folder import RunRecord, new_figure, numbers_only, one_writer, write_json, write_whole
@@ -331,21 +330,22 @@ class Run(_Checkpoints):
         return plot_history(self.history)
 
     def evaluate(self,
-                 manifest,             # file, or list of Utterance
-                 audio_base_path=None, # folder of its audio; None: the manifest's own, else the run's
+                 manifest,             # file, list of files of several corpora, or list of Utterance
+                 audio_base_path=None, # its folder, or one for each file; None: the rows' own, or the run's
                  output_dir=None,      # folder of the report; None: evaluation_NAME in the run folder
                  **settings) -> Scores: # of EvaluateConfig; the decoder's are otherwise those of the run
         "Scores of the best model on other speech, and a report of them."
         own = {k: self.settings[k] for k in DECODING_SETTINGS}
         if settings.get("decode_method", own["decode_method"]) != own["decode_method"]:
             own = {}
-        rows = read_manifest(manifest) if isinstance(manifest, str | Path) else manifest
-        name = Path(getattr(rows, "path", None) or "rows").stem
-        known = getattr(rows, "audio_base_path", None) or self.settings["audio_base_path"]
+        own["emotion_map"] = self.settings.get("emotion_map")
+        known = audio_base_path or getattr(manifest, "audio_base_path", None)
+        known = known or self.settings["audio_base_path"]
         if not audio_base_path and isinstance(known, list):
             raise ConfigError(f"{self.folder} was trained on several corpora: give audio_base_path, the "
-                              "folder of this one.")
-        return evaluate_model(load_checkpoint(self.best_model), rows, audio_base_path or known,
+                              "folder of this one, or a list with one for each manifest.")
+        rows, base, name = rows_of(manifest, known)
+        return evaluate_model(load_checkpoint(self.best_model), rows, base,
                               output_dir or self.folder/f"evaluation_{name}", **(own | settings))
 
     def push_to_hub(self,

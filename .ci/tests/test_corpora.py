@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import read, write, write_corpus
 
+from prosody_ser.audit import audit_manifests
 from prosody_ser.batches import SpeechDataset, corpus_places, train_batches
 from prosody_ser.config import ConfigError, EvaluateConfig, TrainConfig
 from prosody_ser.corpora import corpora_text, corpus_name, corpus_scores, read_splits, row_digests
@@ -143,6 +144,44 @@ def test_it_is_resumed_and_read(run, two, tmp_path):
     assert "the rows of train_jsonl" in run.changed_inputs(TrainConfig(**vars(config) | dict(train_jsonl=others, audio_base_path=settings(two)["audio_base_path"][::-1], val_jsonl=config.val_jsonl[::-1], test_jsonl=config.test_jsonl[::-1])))
     with pytest.raises(ConfigError, match="trained on several corpora: give audio_base_path"):
         run.evaluate(two / "akan/test.jsonl")
+
+
+def test_a_run_is_evaluated_on_several(run, two, tmp_path):
+    """Files with a folder each, under the run's own emotion_map; the same scores as of the test after training. Rows get names, too, and stay as they were."""
+    given = settings(two)
+    found = run.evaluate(given["test_jsonl"], given["audio_base_path"], tmp_path / "report", device="cpu")
+    known = json.loads((run.test_folder / "test_metrics.json").read_text())
+    assert found["ser/ua"] == known["ser/ua"] and set(found.settings["corpora"]) == {"akan", "emodb"}
+    foreign = read_manifest(two / "emodb/test.jsonl")
+    alone = run.evaluate(foreign, two / "emodb", tmp_path / "alone", device="cpu")
+    assert alone["ser/ua"] == found.settings["corpora"]["emodb"]["ser/ua"] and {u.emotion for u in foreign} == {"angry", "joy"}
+    with pytest.raises(ManifestError, match="angry"):
+        run.evaluate(foreign, two / "emodb", tmp_path / "no", device="cpu", emotion_map="")
+
+
+def test_evaluate_renames(run, two, tmp_path, command):
+    """--emotion_map of the command: without it the foreign name is refused."""
+    base = ["evaluate", "--checkpoint_path", run.best_model, "--test_jsonl", two / "emodb/test.jsonl", "--audio_base_path", two / "emodb", "--device", "cpu", "--output_dir"]
+    code, out = command(*base, tmp_path / "a")
+    assert code and "angry" in out
+    code, out = command(*base, tmp_path / "b", "--emotion_map", "angry=anger")
+    assert code == 0, out
+
+
+def test_audit_of_corpora_with_a_folder_each(two):
+    """Files of one name in two folders are two, and so are speakers; a wrong number of folders is refused."""
+    files = [str(two / f"{c}/{s}.jsonl") for c in ("akan", "emodb") for s in SPLITS]
+    bases = [str(two / c) for c in ("akan", "emodb") for _ in SPLITS]
+    splits, found = audit_manifests(files, audio_base_path=bases)
+    assert {s: len(us) for s, us in splits.items()} == dict(train=24, val=12, test=12)
+    assert {u.speaker for u in splits["train"]} == {f"{c}/train{i}" for c in ("akan", "emodb") for i in (0, 1)}
+    assert not {"straddling groups", "unknown labels"} & {f.check for f in found}
+    same, leaks = audit_manifests(files, audio_base_path=str(two / "akan"))                # one folder: each file is a split
+    assert len(same) == 6 and "straddling groups" in {f.check for f in leaks}
+    with pytest.raises(ConfigError, match="names 2 folders, and there are 6 manifests"):
+        audit_manifests(files, audio_base_path=[bases[0], bases[-1]])
+    named = audit_manifests(files, audio_base_path=bases, speaker="(?P<speaker>train)")[0]["train"]
+    assert named[0].speaker == "akan/train0"                                               # one that is given stays
 
 
 def test_the_commands_take_them(run, two, tmp_path, command):
