@@ -181,8 +181,7 @@ _MIN_ROWS = 20
 def _why_not_fitted(right, truth):
     "Why these validation rows cannot say what the temperature is; None where they can."
     if not len(truth): return "no validation row has an emotion"
-    few = f"{len(truth)} labelled validation rows, at least {_MIN_ROWS} are needed"
-    if len(truth) < _MIN_ROWS: return few
+    if len(truth) < _MIN_ROWS: return f"{len(truth)} labelled validation rows, {_MIN_ROWS} are needed"
     if len(set(truth.tolist())) == 1: return "all validation rows have the same emotion"
     return "no mistake on the validation set to learn from" if right.all() else None
 
@@ -483,8 +482,7 @@ def draw_scores(
     by_speaker=True, # draw speakers or films where they are known, else utterances
 ) -> dict:           # key -> (resamples,)
     "Every score in each drawn set."
-    drawn = _drawn_scores(records, resamples, seed, by_speaker)
-    return {k: v for *_, scores in drawn for k, v in scores.items()}
+    return {k: v for *_, s in _drawn_scores(records, resamples, seed, by_speaker) for k, v in s.items()}
 
 def intervals(
     records,        # from predict or read_predictions
@@ -549,6 +547,8 @@ def paired_difference(
 ) -> dict:          # KEY, KEY_low, KEY_high of each score that both have
     """Scores of the first less those of the second, with intervals. Raises `ValueError` for other utterances,
     or for other references of the same ones."""
+    if not all(r.get("corpus") for r in (*records, *others)):     # corpora count where both name them
+        records, others = ([r | dict(corpus="") for r in rows] for rows in (records, others))
     sets = [sorted(rows, key=_row_key) for rows in (records, others)]
     if [*map(_row_key, sets[0])] != [*map(_row_key, sets[1])]:
         raise ValueError(f"the two sets of predictions ({len(records)} and {len(others)}) are not of the "
@@ -560,9 +560,9 @@ def paired_difference(
         found |= {k: one[k] - other[k]} | _ends(k, draws[k] - their_draws[k])
     return found
 
-def _row_key(record):
-    "What names an utterance among the predictions of seeds: its file, and where it lies there."
-    return str(record["id"]), record.get("start") or 0, record.get("end") or 1e99, record.get("seed", 0)
+def _row_key(r):
+    "What names an utterance among the predictions of seeds: corpus, file, and where it lies there."
+    return r.get("corpus"), str(r["id"]), r.get("start") or 0, r.get("end") or 1e99, r.get("seed", 0)
 
 def _check_references(rows, others):
     "Raise `ValueError` where sorted records have an utterance twice, or score it by other references."

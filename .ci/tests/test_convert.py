@@ -444,6 +444,17 @@ def test_shares_on_the_hub(tmp_path):
     assert table["prosody_annotations"].to_pylist() == [[0.25, 1.0], None, None]
 
 
+def test_datasets_reads_shares(tmp_path):
+    """As whoever loads it from the Hub sees them."""
+    datasets = pytest.importorskip("datasets")
+    convert(soft_manifest(tmp_path), tmp_path / "p", "parquet")
+    found = datasets.load_dataset(str(tmp_path / "p"), cache_dir=str(tmp_path / "cache"))["train"]
+    found = found.cast_column("audio", datasets.Audio(decode=False))
+    assert [found.features["emotion"].names[r["emotion"]] for r in found] == ["angry", "joy", "joy"]
+    assert [r["emotion_shares"] for r in found] == [dict(angry=0.5, anger=0.25, joy=0.25, xxx=None), None, dict(angry=None, anger=None, joy=0.8, xxx=0.2)]
+    assert found[0]["prosody_annotations"] == [0.25, 1.0]
+
+
 def test_shares_in_a_table(tmp_path):
     """A cell may give them as JSON, and p-scores as numbers."""
     hum(tmp_path / "a.wav")

@@ -13,7 +13,7 @@ from prosody_ser.config import ConfigError, EvaluateConfig, TrainConfig
 from prosody_ser.corpora import corpora_text, corpus_name, corpus_scores, read_splits, row_digests
 from prosody_ser.data import Utterance, groups_of, read_manifest, rows_digest, straddling_groups
 from prosody_ser.evaluate import players
-from prosody_ser.evaluation import score
+from prosody_ser.evaluation import paired_difference, score
 from prosody_ser.run import Run
 from prosody_ser.text import ManifestError
 from prosody_ser.train import run_training, train
@@ -320,3 +320,14 @@ def test_no_emotions_in_common(two, tmp_path, command):
         write(other / f"{split}.jsonl", [r | dict(emotion="calm" if i % 2 else "tired") for i, r in enumerate(rows)])
     code, out = cross(command, tmp_path / "z", dict(akan=two / "akan", other=other))
     assert code == 0 and "akan on other: 0 rows of 0 emotions; left out: tired 3, calm 3; too few in common for a score" in out and "| – |" in out, out
+
+
+def test_models_are_compared_row_by_row():
+    """Rows of two corpora with one id are two; a model that names no corpus is compared with one that does."""
+    def rows(right, corpora=("a", "b")):
+        return [dict(id=f"{i}.wav", emotion=e, predicted_emotion=e if right else "joy", corpus=c) for c in corpora for i, e in enumerate(["joy", "anger"])]
+    assert paired_difference(rows(True), rows(False)[::-1])["ser/ua"] == 0.5
+    plain = [{k: v for k, v in r.items() if k != "corpus"} for r in rows(False, "a")]
+    assert paired_difference(rows(True, "a"), plain)["ser/ua"] == 0.5
+    with pytest.raises(ValueError, match="comes twice"):
+        paired_difference(rows(True), [r | dict(corpus=None) for r in rows(False)])
