@@ -132,6 +132,14 @@ def throughput(args, folder):
     for decode in ("greedy", "beam"):
         whole = Predictor(every, "cpu", decode)
         jobs |= {f"ours, all heads, {decode}, one at a time": one_by_one(whole, few), f"ours, all heads, {decode}, many": (lambda w=whole: list(w.many(clips)), clips)}
+    try:
+        from prosody_ser.export import export_onnx
+        from prosody_ser.onnx import OnnxPredictor
+        for kind in ("float32", "int8"):
+            export_onnx(str(folder / "model"), folder / kind, int8=kind == "int8")
+            jobs[f"ours, all heads, greedy, one at a time, ONNX {kind}"] = one_by_one(OnnxPredictor(folder / kind, threads=args.threads), clips)
+    except ImportError as e:
+        print(f"without ONNX: {e}", file=sys.stderr)
     first = None
     for name, (job, some) in jobs.items():
         job()
