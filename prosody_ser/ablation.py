@@ -50,7 +50,7 @@ def variants(
     seeds=1,   # runs of each, with seeds seed, seed + 1, ...
     folder="{name}_seed_{seed}", # of a run, below save_dir
 ) -> dict:     # name of a run -> its TrainConfig
-    "The runs of a study."
+    "Make the runs of a study, name -> settings."
     runs = {}
     for name, seed in product(overrides, range(config.seed, config.seed + seeds)):
         place = Path(config.save_dir)/folder.format(name=name, seed=seed)
@@ -73,7 +73,7 @@ def _discard(run, result="test_results.json"):
         (folder/name).unlink(missing_ok=True)
 
 def train_or_read(run, **options):
-    "Train and test a run, resume it, or read it where it is finished; options go to run_training."
+    "Train and test a run, resume it, or read it if it is finished; options go to run_training."
     before = Run(run.save_dir)
     if not _is_finished(run):
         with writing_run(run.save_dir):
@@ -91,7 +91,7 @@ def run_all(
     train=None, # function: TrainConfig -> result; None: train, test, and read what is finished
     after=None, # function: results and failures so far; called after each run
 ) -> tuple:     # results, failures (dicts with name and error)
-    "Run what is not finished, note what fails, go on."
+    "Run what is not finished; note a failure and go on with the others."
     results, failures = [], []
     for i, (name, run) in enumerate(runs.items(), 1):
         own.check_in()
@@ -316,7 +316,7 @@ def make_folds(
     folder,    # where the folds' manifests are written: 0/train.jsonl ...
     k=None,    # folds; None: one for each speaker
 ) -> list[Path]: # folders of the folds
-    "Deal the speakers to folds, always in the same way. Raises `ManifestError` for a row that comes twice."
+    "Divide the speakers among folds, always the same way. Raises `ManifestError` for a row that comes twice."
     rows = [u for m in manifests for u in data.read_manifest(m)]
     if twice := data.duplicate_rows(rows):
         both = " and ".join(u.source for u in twice[0][:2])

@@ -180,7 +180,7 @@ def build_model(
     train,     # SpeechDataset to train on
     tokenizer, # SentencePieceTokenizer or None
 ):             # ProsodySER
-    "The model that the settings describe: pretrained backbone, fresh heads, the same for the same seed."
+    "Make the model of these settings: pretrained backbone, fresh heads; the same seed gives the same model."
     set_seed(config.seed)
     counts = train.class_counts
     ser = _emotion_loss_options(config, counts) if sum(counts) else {}
@@ -240,7 +240,7 @@ def prepare_training(
     config,     # TrainConfig
     index=None, # as for load_splits
 ):              # dict: split -> SpeechDataset; the tokenizer
-    "All that can fail for reasons a user can mend, in the order of its cost, before anything is written."
+    "Check all that a user can mend, cheap checks first, before anything is written."
     check_trackers(config)
     if config.resume and not config.run_ablation_study:          # a study goes on by itself
         Run(config.save_dir).check_resume(config)
