@@ -56,7 +56,7 @@ from .parsing import from_parameters, make_parser, parse_args
 
 # %% ../nbs/12_cli.ipynb #12traincommc006
 def quiet_libraries():
-    "Settings of the process, before PyTorch is loaded: threads do not spin, libraries keep silent."
+    "Set up the process before PyTorch is loaded: threads wait without spinning, libraries do not print."
     os.environ.setdefault("GOMP_SPINCOUNT", "0")   # two jobs on one machine slow each other otherwise
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.formatwarning = lambda message, *about: f"warning: {message}\n"
@@ -428,7 +428,7 @@ def page_parameters(
     return found
 
 def without_bars(function, *args):
-    "The function's result; its progress bars would all stay in the executed notebook."
+    "Call a function without progress bars, which would all stay in the executed notebook."
     from IPython.utils.capture import capture_output
     with capture_output(stdout=False, stderr=False, display=True):
         return function(*args)
@@ -436,7 +436,7 @@ def without_bars(function, *args):
 def papermill_parameters(
     scope, # the notebook's globals()
 ) -> set:
-    "Names that papermill set: a value that equals the default is asked for, too."
+    "Names that papermill has set, also those whose value equals the default."
     cells = [ast.parse(c) for c in scope.get("In", []) if c.startswith("# Parameters\n")]
     return {t.id for c in cells for line in c.body if isinstance(line, ast.Assign) for t in line.targets}
 
@@ -456,7 +456,7 @@ def training_page(
     sizes,       # utterances of the demo corpus: train, val, test
     **demo,      # settings of the demo that differ from those of prosody-ser demo
 ) -> TrainConfig:
-    "The settings of a training page: the reader's, or the demo's where no data are named."
+    "The settings of a training page: the reader's, or the demo's if no data are given."
     parameters = _set_by_reader(parameters, asked)
     if any(parameters.get(n) is not None for n in PATH_SETTINGS):
         return from_parameters(TrainConfig, parameters)
@@ -512,7 +512,7 @@ def gathering_page(
 def settings_part(
     config, # a configuration
 ):
-    "The settings that differ from their defaults, and folded all of them."
+    "Show the settings that differ from their defaults, and all settings folded."
     from prosody_ser.evaluate import show_html, table_html
     helps = {f.name: f.metadata["help"] for f in fields(config)}
     rows = [[k, v, helps[k]] for k, v in non_defaults(config).items()]
@@ -523,7 +523,7 @@ def settings_part(
 def audit_part(
     config, # TrainConfig
 ):
-    "What is wrong with the corpus."
+    "Show what is wrong with the corpus."
     from prosody_ser.audit import audit, audit_manifests
     manifests = [m for m in (config.train_jsonl, config.val_jsonl, config.test_jsonl) if m]
     if any(isinstance(m, list) for m in manifests):
@@ -535,7 +535,7 @@ def figure_part(
     file,      # PNG that a command has left
     width=480, # pixels on the page
 ):
-    "A figure, or a word where there is none."
+    "Show a figure, or a sentence if there is none."
     from IPython.display import Image
 
     from prosody_ser.evaluate import show_html
@@ -548,7 +548,7 @@ def utterances_part(
     folder,          # of a test
     audio_base_path, # folder of the audio
 ):
-    "A few utterances, evenly through the test set: a player, the emotion, transcript and prominence."
+    "Show a few test utterances, evenly spaced: a player, the emotion, transcript and prominence."
     import soundfile as sf
 
     from prosody_ser.evaluate import cards_html, show_html

@@ -172,7 +172,7 @@ def crosscorpus_text(
 def plot_crosscorpus(
     results, # from run_crosscorpus
 ):
-    "Heat maps of all pairs: white is the floor of a pair, or below, and dark perfect. Returns the figure."
+    "Heat maps of all pairs: white is the floor of a pair or below, dark is perfect. Returns the figure."
     n = len({r["trained_on"] for r in results})
     fig = own.new_figure(figsize=(2 * (1.4 + .9 * n), 1.4 + .8 * n))
     for ax, key in zip(fig.subplots(1, len(_METRICS)), _METRICS, strict=True):

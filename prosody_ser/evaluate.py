@@ -483,7 +483,7 @@ def write_report(
     settings, # dict: how the predictions were made; calibration, from calibrate, is put in words
     audio_base_path=None, # folder of the audio, for the players of report.html; None: no players
 ) -> Scores:
-    "Score predictions and write the report's files; those of an earlier report go, all of them."
+    "Score predictions and write the report's files; all files of an earlier report are removed."
     folder, scores = Path(folder), _scored(records, names, settings)
     free_for_tables(folder, "report", "output_dir", remove=True)
     write_whole(folder/"eval_config.json", to_json(scores.settings, indent=2, default=str) + "\n")
@@ -501,7 +501,7 @@ def write_report(
 def selection_note(
     config, # TrainConfig
 ) -> str:
-    "How the tested model came about."
+    "Say how the tested model was chosen."
     if not config.refit: return "model of the epoch that validation chose"
     return "model trained on training and validation rows together, up to the epoch that validation chose"
 

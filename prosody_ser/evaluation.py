@@ -71,7 +71,7 @@ def plot_confusion(
     names,   # emotion classes
     ax=None, # a matplotlib Axes; a new one when None
 ):
-    "Confusion matrix: counts, coloured by the share of each true class. Returns the Axes."
+    "Plot the confusion matrix: counts, coloured by their share of the true class. Returns the Axes."
     truth, predicted = ([r[k] for r in with_emotion(records)] for k in ("emotion", "predicted_emotion"))
     counts = confusion_matrix(truth, predicted, labels=names) if truth else np.zeros((len(names),) * 2, int)
     share, ax = counts / counts.sum(1, keepdims=True).clip(1), ax or _shown_axes(*_confusion_size(names))
@@ -157,7 +157,7 @@ def fit_temperature(
     logits, # (N, C) of the model, not yet divided by a temperature
     truth,  # (N,) index of the true class
 ) -> float: # between 1/20 and 20
-    "The temperature under which the true classes are most likely (Guo et al. 2017, section 4.2)."
+    "The temperature that makes the true classes most likely (Guo et al. 2017, section 4.2)."
     logits, rows = np.asarray(logits, float), np.arange(len(truth))
     def nll(log_t):
         return -log_softmax(logits / np.exp(log_t), axis=1)[rows, truth].mean()
@@ -545,7 +545,7 @@ def paired_difference(
     resamples=1000, # sets that are drawn
     seed=0,         # of the draws
 ) -> dict:          # KEY, KEY_low, KEY_high of each score that both have
-    """Scores of the first less those of the second, with intervals. Raises `ValueError` for other utterances,
+    """Scores of the first minus the second, with intervals. Raises `ValueError` for other utterances,
     or for other references of the same ones."""
     if not all(r.get("corpus") for r in (*records, *others)):     # corpora count where both name them
         records, others = ([r | dict(corpus="") for r in rows] for rows in (records, others))
@@ -587,7 +587,7 @@ _PREDICTION_FILES = ("test/predictions.jsonl", "predictions.jsonl", "crossval_pr
 def read_predictions(
     path, # predictions.jsonl, or the folder of a run, evaluation, cross-validation or study that holds it
 ) -> list[dict]:
-    "The predictions that a run has left. Raises `FileNotFoundError`, or `ManifestError` for another file."
+    "Read the predictions of a run. Raises `FileNotFoundError`, or `ManifestError` for another file."
     path = Path(path)
     places = [path] if path.is_file() else [path/name for name in _PREDICTION_FILES]
     found = next((p for p in places if p.is_file()), None)

@@ -130,7 +130,7 @@ def _cues(words, letters=42, seconds=6.0, pause=1.0):
 def to_srt(
     answer, # dict: a Prediction, or a line of predictions.jsonl
 ) -> str:
-    "Subtitles: the words, prominent ones bold, after the emotion in brackets."
+    "Subtitles: the emotion in brackets, then the words, with prominent ones bold."
     texts = [t for a in answer.get("utterances", [answer]) for t in _shown_texts(tiers_of(a))]
     return "\n".join(f"{n}\n{_clock(start)} --> {_clock(end)}\n{text}\n"
                      for n, (start, end, text) in enumerate(texts, 1))
@@ -149,7 +149,7 @@ def _shown_texts(tiers):
 def to_audacity(
     answer, # dict: a Prediction, or a line of predictions.jsonl
 ) -> str:
-    "A label track for Audacity: the emotion, then the words; behind a prominent one stands an asterisk."
+    "A label track for Audacity: the emotion, then the words; a prominent word has an asterisk."
     tiers = tiers_of(answer)
     pairs = zip(tiers.get("words", ()), tiers.marks, strict=True)
     labels = [w._replace(text=w.text + "*" * mark) for w, mark in pairs]

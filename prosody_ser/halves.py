@@ -41,7 +41,7 @@ def in_parts(
     run,   # function of a batch
     batch, # dict of tensors
 ):
-    "Yields rows (a slice) and what a function gives: of the batch or, where memory is full, of its halves."
+    "Yields rows (a slice) and a function's result: for the batch or, if the memory is full, for its halves."
     try:
         yield slice(None), run(batch)
         return
@@ -60,7 +60,7 @@ def in_parts(
 def make_room(
     batch, # that did not fit
 ):
-    "Give back what a failed attempt has left, and tell what happens now."
+    "Free the memory of a failed attempt, and warn."
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -75,18 +75,18 @@ def _too_large(error, batch):
 
 # %% ../nbs/06a_halves.ipynb #m013
 class InHalves:
-    "Part of a Trainer: a batch that does not fit goes in two halves, once."
+    "Part of a Trainer: a batch that does not fit into memory is split into two halves, once."
     share = 1.0                                   # of the batch that is computed now
 
     def compute_loss(self, *args, **kwargs):
-        "The loss by the share of the rows; notes that the forward pass is done."
+        "The loss times the share of the rows; notes that the forward pass is done."
         self.is_forward_done = False
         loss = super().compute_loss(*args, **kwargs)
         self.is_forward_done = True
         return loss * self.share if self.share < 1 else loss
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        "A step of the Trainer. Raises `TrainingError` where the memory does not hold a half either."
+        "A step of the Trainer. Raises `TrainingError` if not even a half fits into memory."
         fresh = all(p.grad is None for p in model.parameters())
         try:
             return super().training_step(model, inputs, num_items_in_batch)

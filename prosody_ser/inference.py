@@ -52,7 +52,7 @@ def _doubt(answer):
 
 # %% ../nbs/06b_inference.ipynb #n006
 class Prediction(dict):
-    "What a model makes of one recording: a dict for JSON, with attributes, a plot and a view."
+    "A model's answer to one recording: a dict for JSON, with attributes, a plot and a view."
     def __init__(self,
                  values,   # dict: seconds, and what each head says
                  samples): # (S,), 16 kHz; kept beside the dict
@@ -105,7 +105,7 @@ class Prediction(dict):
 def pick_device(
     wanted, # cuda or cpu
 ) -> str:
-    "The device to run on; cuda without a GPU is cpu, with a message."
+    "The device to run on. If cuda is asked for without a GPU: cpu, with a message."
     if wanted != "cuda" or torch.cuda.is_available(): return wanted
     print("device: no GPU here, using the CPU", file=sys.stderr)
     return "cpu"
@@ -309,7 +309,7 @@ def decode_batch(
     decode="greedy", # greedy or beam
     **options, # of the decoder, from decoder_options
 ) -> dict:     # tensors, each with B rows, padded with -100
-    "What is kept of a batch: small tensors that processes can exchange, never the (B, T, V) logits."
+    "Decode a batch to small tensors that processes can exchange; the (B, T, V) logits are not kept."
     kept = {}
     if model.ser:
         kept["emotion_logits"] = out.emotion_logits.float()                              # (B, C)
@@ -490,7 +490,7 @@ class FeatureCache:
         self.read()
 
     def read(self):
-        "Look for what all jobs have written into the folder."
+        "Read what all jobs have written into the folder."
         self.index = _read_index(self.folder, 2 * self.states * self.width)            # float16
 
     def __call__(self, key):  # -> float16 (T, states, H)

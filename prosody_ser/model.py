@@ -106,7 +106,7 @@ class ProsodySERProcessor:
 
     @classmethod
     def from_pretrained(cls, path, config=None, **options):
-        "Read both from a model's folder or hub id; config is the model's; options as of AutoConfig."
+        "Read both from a model's folder or hub id, with the model's config; options go to AutoConfig."
         config = config or AutoConfig.from_pretrained(path, **options)
         file = cached_file(path, cls.tokenizer_file, _raise_exceptions_for_missing_entries=False, **options)
         tokenizer = file and SentencePieceTokenizer(config.vocab_size, model_path=file).load_tokenizer()
@@ -127,7 +127,7 @@ def _pad_audio(rows):
                 audio_lengths=torch.tensor([len(r["audio"]) for r in rows]))         # (B,)
 
 class Collator:
-    "Rows of a `SpeechDataset` to a padded batch of tensors."
+    "Make a padded batch of tensors of rows of a `SpeechDataset`."
     def __init__(self,
                  tokenizer=None): # SentencePieceTokenizer; None: no transcripts in the batch
         self.tokenizer, self.encoded = tokenizer, {}
@@ -265,7 +265,7 @@ class _States(deque):
 
 @dataclass
 class ProsodySEROutput(ModelOutput):
-    "What `ProsodySER` returns; a task that is off, or has no labels, leaves its fields None."
+    "What `ProsodySER` returns. Fields of a task that is off or has no labels are None."
     loss: torch.Tensor | None = None            # the weighted sum
     ser_loss: torch.Tensor | None = None        # cross entropy, mean over labelled utterances
     asr_loss: torch.Tensor | None = None        # regularised CTC, over utterances with a transcript
@@ -281,7 +281,7 @@ class ProsodySEROutput(ModelOutput):
 
     @property
     def asr_logits(self):
-        "(B, T, V), made when asked for; None while training, the loss does without."
+        "(B, T, V), computed when you ask for it; None while training, since the loss does not need it."
         return self.asr_frames and self.asr_frames.dense()
 
 # %% ../nbs/06_model.ipynb #c019
@@ -337,7 +337,7 @@ class ProsodySER(_WordAlignment, _TaskWeights, _SpeechModel):
         return [getattr(self, task).mix(layers) for task in self.config.tasks]
 
     def encode(self, audio, audio_lengths, states=None, frames=None, shared=None):
-        "What each task reads: task -> (B, T, H), (B,) frames. From audio (B, S) or states (B, T, L+1, H)."
+        "Hidden states (B, T, H) of each task, and frames (B,), of audio (B, S) or states (B, T, L+1, H)."
         def mix(layers):
             if shared is not None:
                 layers = [s.view_as(s) for s in layers]
@@ -352,7 +352,7 @@ class ProsodySER(_WordAlignment, _TaskWeights, _SpeechModel):
     def forward(self, audio=None, audio_lengths=None, states=None, frames=None, emotion=None, targets=None,
                 target_lengths=None, token_word=None, word_counts=None, prosody=None, row=None,
                 return_states=False):
-        "Logits, and a loss for each task whose labels are given; arguments as in a `Collator` batch."
+        "Logits, and a loss for each task with labels; the arguments are those of a batch of `Collator`."
         shared, config = _States() if return_states else None, self.config
         task_hidden, lengths = self.encode(audio, audio_lengths, states, frames, shared)
         out = ProsodySEROutput(lengths=lengths, hidden_states=shared)
@@ -470,7 +470,7 @@ def load_checkpoint(
 def check_can_spell(
     model, # ProsodySER with its processor
 ):
-    "Raise `CheckpointError` for a transcript head without a tokenizer, whose pieces it could not spell."
+    "Raise `CheckpointError` for a transcript head without a tokenizer to spell its pieces."
     if model.processor is None:
         raise CheckpointError("the model comes without its processor. Give Predictor the path, or set "
                               "model.processor = AutoProcessor.from_pretrained(path).")

@@ -115,7 +115,7 @@ def find_recordings(
     stdin=None, # binary stream; None: that of the process
     audio_base_path=None, # folder of the audio of manifests; None: each manifest's own
 ) -> tuple[list, list]: # utterances in order; what is wrong with names or rows, in sentences
-    "The recordings that are meant. Raises `ConfigError` where standard input is no list of names."
+    "Find the recordings behind names. Raises `ConfigError` if standard input is no list of names."
     stdin, rows, problems = stdin or sys.stdin.buffer, [], []
     for name in inputs or _listed(stdin):
         try:
@@ -130,7 +130,7 @@ def find_recordings(
 def split_model(
     names, # of a model and of recordings, or of recordings alone
 ) -> tuple: # the model or None; the others
-    "The model that is named first, where the first name is one."
+    "Split names into the model, if the first name is one, and the recordings."
     config = Path(names[0])/"config.json"
     ours = config.is_file() and '"prosody_ser"' in config.read_text(encoding="utf-8", errors="replace")
     ours = ours or names[0].endswith(".pt") and os.path.isfile(names[0])
@@ -145,7 +145,7 @@ def _part(u):
 def output_names(
     rows, # utterances
 ) -> list[str]:
-    "A name for the files of each, without ending: no two are alike, in any case."
+    "A name without ending for the files of each utterance; all differ, also if case is ignored."
     paths = [Path("stdin" if u.audio_filepath == "-" else u.audio_filepath) for u in rows]
     stems = [p.stem + _part(u) for p, u in zip(paths, rows, strict=True)]
     wholes = ["-".join(x for x in p.parts if x not in ("/", ".")) + _part(u)

@@ -312,15 +312,15 @@ def _facts_of_folder(folder):
 
 # %% ../nbs/08_run.ipynb #runclass2
 class Run(_Checkpoints):
-    "A run folder. Nothing is read before it is asked for, so a run that is still training can be looked at."
+    "A run folder. Files are read only when you ask for them, so you can look at a run that still trains."
     @property
     def audio_folder(self) -> str:
-        "Where the paths of its rows begin; empty where they are whole, since each corpus had its own folder."
+        "The folder of the audio; empty if each corpus has its own folder and the paths are whole."
         return one_folder(self.settings["audio_base_path"])
 
     def predictions(self,
                     split="test") -> list[dict]: # "test" or "validation"
-        "What the best model predicted. Raises FileNotFoundError where the run has not come that far."
+        "Predictions of the best model. Raises FileNotFoundError if the run has not come that far."
         files = dict(test=self.test_folder/"predictions.jsonl", validation=self.validation_predictions)
         if split not in files: raise ValueError(f"split {split!r} is not one of {', '.join(files)}.")
         return read_predictions(files[split])
@@ -366,7 +366,7 @@ class Run(_Checkpoints):
 def writing_run(
     folder, # of the run
 ):
-    "A context for whoever writes a run: nobody else does, nothing of the user's is in the way."
+    "A context to write a run in: no other process writes it, and no file of the user is overwritten."
     run = Run(folder)
     with one_writer(run.folder):
         if is_main_process():
@@ -413,7 +413,7 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", 0)) == 0
 
 def main_first():
-    "A context that the main process passes first; the others find what it has left."
+    "A context that the main process enters first; the others then find its files."
     return PartialState(cpu=not torch.cuda.is_available()).main_process_first()
 
 def log_main(*what):
@@ -428,12 +428,12 @@ def write_main(path, what):
 
 @cache
 def log_once(what):
-    "Print a sentence that holds for every run of a study only once."
+    "Print a sentence only once, although it holds for every run of a study."
     log_main(what)
 
 # %% ../nbs/08_run.ipynb #staged1
 def staged(config, splits):
-    "The settings with the place that audio is read from while the run lasts: its copy, if one is asked for."
+    "A context with the settings, in which audio is read from a local copy if one is asked for."
     with main_first():
         if not config.stage_dir: return config
         base = stage_audio(one_folder(config.audio_base_path), config.stage_dir, sum(splits.values(), []))
@@ -444,7 +444,7 @@ def history_from_log(
     log,    # the trainer's log_history
     metric, # that chooses the epoch
 ) -> dict:  # metric; train: lines with losses; val: lines with validation scores
-    "Training and validation apart, each line with its step and epoch."
+    "Separate the lines of training and validation, each with its step and epoch."
     val = [{k.removeprefix("eval_"): v for k, v in e.items()} for e in log if f"eval_{metric}" in e]
     return dict(metric=metric, train=[e for e in log if "loss" in e], val=val)
 
@@ -541,14 +541,14 @@ def _facts_of_notebook(path):
 def read_facts(
     path,  # run folder, or executed train.ipynb
 ) -> dict: # settings; metric: the one that chose; best: scores of the chosen epoch; test: metrics or None
-    "What a run was and what came of it. Raises ConfigError for one that is not finished, or is no run."
+    "Settings and results of a run. Raises ConfigError if it is not finished, or is no run."
     return _facts_of_notebook(Path(path)) if Path(path).is_file() else _facts_of_folder(Path(path))
 
 # %% ../nbs/08_run.ipynb #c021
 def find_runs(
     paths, # run folders, folders of them, patterns, executed notebooks
 ) -> list[Path]: # run folders and notebooks, each once
-    "Where runs are. Raises ConfigError for a path where nothing is."
+    "Find the folders of runs. Raises ConfigError for a path where nothing is."
     found = []
     for path in map(str, paths):
         named = [path] if Path(path).exists() else sorted(glob.glob(path, recursive=True))

@@ -18,7 +18,7 @@ def skill(
     scores,     # from score; or a score (B,) of B drawn sets for each key
     heads=None, # some of ser, asr, prosody; None: all that have a score
 ):              # float, or (B,)
-    "Mean over the heads of the way from floor to perfect, a share from 0 to 1 (Murphy 1988)."
+    "How far the scores are on the way from floor (0) to perfect (1), a mean over the heads (Murphy 1988)."
     parts = []
     for k in [MAIN_METRICS[h] for h in heads or MAIN_METRICS if MAIN_METRICS[h] in scores]:
         perfect, floor = float(k not in LOWER_IS_BETTER), scores[f"{k}_floor"]
@@ -63,7 +63,7 @@ def can_be_scored(
     utterances, # list of Utterance
     metric,     # skill, or a key of score
 ) -> bool:
-    "Whether right answers to these rows have this score."
+    "Whether this score can be computed on these rows."
     ctc = dict(blank_rate=0, tokens=0, reference_tokens=0, feasible=True)
     def right(u):
         emotion = None if u.emotion is None else str(u.label)
@@ -86,7 +86,7 @@ def alike(
     lines,  # as for choose
     metric, # that chooses
 ) -> list[dict]:
-    "The validations within one standard error of the best; of runs that kept no error, those equal to it."
+    "The validations within one standard error of the best; without an error, those equal to the best."
     top = choose(lines, metric, "best")
     return [e for e in lines if abs(e[metric] - top[metric]) <= top.get(f"{metric}_se", 0)]
 
@@ -103,7 +103,7 @@ def out_of_patience(
 def choice_text(
     history, # dict: metric, val (lines with epoch and scores), best (the chosen line)
 ) -> str:
-    "Which epoch validation chose, by what, and how many others cannot be told from it."
+    "Say which epoch validation chose, by which score, and how many others are as good within the error."
     metric, best, lines = history["metric"], history["best"], history["val"] or [history["best"]]
     top, error = choose(lines, metric, "best"), choose(lines, metric, "best").get(f"{metric}_se")
     text = f"epoch {best['epoch']:g} was chosen on validation: {metric} {best[metric]:.3f}"
@@ -115,5 +115,5 @@ def compared_by(
     chosen_by, # the metric that chose an epoch
     scores,    # of that epoch
 ) -> str:
-    "What models are compared by: not skill, since they may have other heads, but the first head's score."
+    "The metric to compare models by: the first head's score, since their heads may differ."
     return next(k for k in MAIN_METRICS.values() if k in scores) if chosen_by == "skill" else chosen_by

@@ -306,7 +306,7 @@ class _Shown(_Drawn):
 
 # %% ../nbs/06g_timeline.ipynb #htmlcode
 class Timeline(_Shown):
-    "What a model makes of a long recording: a list of a `Prediction` for each utterance, with start and end."
+    "A model's answers to a long recording: a list with a `Prediction` for each utterance."
     @classmethod
     def of(cls,
            predictor,        # a Predictor

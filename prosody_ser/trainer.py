@@ -442,7 +442,7 @@ def _cpu_has_bf16():
 def check_bf16(
     config, # TrainConfig
 ):
-    "Raise `ConfigError` where `cpu_bf16` would do nothing, or slow training down."
+    "Raise `ConfigError` if `cpu_bf16` would have no effect, or slow training down."
     if not config.cpu_bf16: return
     if torch.cuda.is_available():
         raise ConfigError("--cpu_bf16: there is a GPU here, and --use_amp covers it. Leave --cpu_bf16 out.")
@@ -454,7 +454,7 @@ def check_bf16(
 def selection_metric(
     config, # TrainConfig
 ) -> str:
-    "Name the validation metric that chooses the epoch; a run that goes on keeps its own."
+    "Name the validation metric that chooses the epoch; a resumed run keeps its metric."
     if config.select_by: return config.select_by
     before = Run(config.save_dir)
     return before.metric if config.resume and before.history_file.is_file() else "skill"
@@ -463,7 +463,7 @@ def training_arguments(
     config,        # TrainConfig
     validate=True, # after each epoch
 ) -> TrainingArguments:
-    "Our settings in the Trainer's names."
+    "Translate our settings to the arguments of the Trainer."
     on_gpu, workers = torch.cuda.is_available(), loader_workers(config.num_workers)
     args = TrainingArguments(
         output_dir=config.save_dir, run_name=run_name(config), project=config.wandb_project, seed=config.seed,
@@ -549,12 +549,12 @@ class MTLTrainer(_DurationBatches, _LearningRates, _FiniteLoss, InHalves, _Gradi
         return self.selection.best
 
     def restore(self, checkpoint):
-        "Take over the state and best scores of a training that has ended, instead of going on with it."
+        "Load the state and best scores of a training that has ended, without training on."
         self.state = TrainerState.load_from_json(str(Path(checkpoint)/"trainer_state.json"))
         self.selection.best = Run(self.args.output_dir).best
 
     def save_whole(self, folder):
-        "Save the model as others load it, adapters merged; to be called on every process."
+        "Save the model with its adapters merged, as others load it; call it on every process."
         has_adapters = any("lora_" in name for name, _ in self.model.named_parameters())
         if self.is_fsdp_enabled or not has_adapters:
             self.save_model(folder, _internal_call=True)

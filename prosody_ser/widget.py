@@ -160,7 +160,7 @@ class Listener(W.VBox):
     def hear(self,
              data,  # bytes of an audio file
              name): # for messages
-        "Show the model's answer; result keeps it for Python."
+        "Show the model's answer, and keep it in result."
         self.result, self.view.value = None, _styled('<p class="note">listening ...</p>')
         try:
             self.result = self.predict(_decode(data, name))
