@@ -35,7 +35,8 @@ def save(figure, name, colours, dpi="figure"):
     from PIL import Image
     figure.savefig(IMAGES / name, dpi=dpi)
     with Image.open(IMAGES / name) as image:
-        flat = image.convert("RGBA").quantize(colours)
+        plain = image.getextrema()[3][0] == 255                  # MAXCOVERAGE keeps white white, but knows no alpha
+        flat = image.convert("RGB").quantize(colours, 1) if plain else image.convert("RGBA").quantize(colours)
     flat.save(IMAGES / name, optimize=True)
 
 
