@@ -1,4 +1,6 @@
-"""The site's favicon and the card that chats and forums show for a link to it: drawn, not photographed. Run it again after a change."""
+"""The pictures of the site. `make_images.py` draws the favicon and the card that chats and forums show for a link to the site.
+`make_images.py runs/demo` draws the picture of the home page: what the model of `prosody-ser demo` says of its first test recording."""
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -28,12 +30,13 @@ def draw_words(ax, bars):
     ax.axis("off")
 
 
-def save(figure, name, colours):
+def save(figure, name, colours, dpi="figure"):
     """A PNG of a few colours: small."""
     from PIL import Image
-    figure.savefig(IMAGES / name)
+    figure.savefig(IMAGES / name, dpi=dpi)
     with Image.open(IMAGES / name) as image:
-        flat = image.convert("RGBA").quantize(colours)
+        plain = image.getextrema()[3][0] == 255                  # MAXCOVERAGE keeps white white, but knows no alpha
+        flat = image.convert("RGB").quantize(colours, 1) if plain else image.convert("RGBA").quantize(colours)
     flat.save(IMAGES / name, optimize=True)
 
 
@@ -62,6 +65,18 @@ def card():
     save(figure, "card.png", 32)
 
 
+def prediction(run):
+    """`Prediction.plot` of a run's model and the first row of its test set."""
+    from prosody_ser.data import read_manifest
+    from prosody_ser.inference import Predictor
+    first = read_manifest(run / "corpus/test.jsonl", run / "corpus")[0]
+    figure = Predictor(run / "best_model")(first).plot()
+    save(figure, "prediction.png", 256, dpi=150)
+
+
 if __name__ == "__main__":
-    favicon()
-    card()
+    if runs := sys.argv[1:]:
+        prediction(Path(runs[0]))
+    else:
+        favicon()
+        card()

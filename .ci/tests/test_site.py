@@ -98,7 +98,10 @@ BAD = {
     "magic": (page(code("import sys\nif 'x' in sys.modules:\n    %pip install x\ny = 1")), "magic.ipynb, cell c2, line 4: not Python as the page shows it"),
     "bare": (notebook(md("One sentence.")), "bare.ipynb, line 1: no title and subtitle; begin with a cell `# Title` and `> Subtitle`"),
     "dropped": (notebook(md(HEAD + "\n\nA sentence."), md("It says.")), "dropped.ipynb, line 4: nbdev drops what stands under the subtitle"),
-    "mute": (notebook(md(HEAD), md("## A heading")), "mute.ipynb, line 1: no first sentence; say what the page is for before its first heading or code"),
+    "title": (notebook(md("# index\n\n> What it holds"), md("It says what it is for.")), "title.ipynb, line 1: index.ipynb is titled 'index' too; rename one"),
+    "empty": (page(md("## Nothing"), code("#| hide\n1"), md("## Text\n\n### A smaller heading\n\nIt says.")),
+              "empty.ipynb, cell c2, line 1: nothing stands under the heading 'Nothing'; say what"),
+    "mute": (notebook(md(HEAD), md("## A heading\n\n- Text")), "mute.ipynb, line 1: no first sentence; say what the page is for before its first heading or code"),
 }
 
 
@@ -116,7 +119,8 @@ def checked(folder, pages, named):
     (folder / "nbs/sidebar.yml").write_text(f"website:\n  sidebar:\n    contents:\n{menu}")
     (folder / "nbs/_quarto.yml").write_text("project: {type: website}\n")
     for name, made in pages.items():
-        (folder / f"nbs/{name}.ipynb").write_text(json.dumps(made), encoding="utf-8")
+        titled = json.dumps(made).replace(json.dumps(HEAD)[1:-1], json.dumps(HEAD.replace("A page", name))[1:-1])
+        (folder / f"nbs/{name}.ipynb").write_text(titled, encoding="utf-8")
     subprocess.run(["git", "init", "-q", folder], check=True)
     subprocess.run(["nbdev_export"], cwd=folder, check=True)
     done = subprocess.run([sys.executable, ROOT / ".ci/site", "--root", folder, "--out", folder / "out"], capture_output=True, text=True)
