@@ -22,7 +22,7 @@ RUNNABLE = {
     "ablation": (TrainConfig, dict(save_dir="runs/notebook-ablation"), ("run_ablation_study",)),
     "gather": (GatherConfig, {}, ()),
 }
-TUTORIALS = ["start_1_hear_it", "00b_corpus", "05_ctc", "06b_inference"]          # pages that need nothing but the package and fastcore
+TUTORIALS = ["start_1_hear_it", "start_2_your_corpus", "00b_corpus", "05_ctc", "06b_inference"]          # pages that need nothing but the package and fastcore
 COLUMNS = 110                       # of a parameter's line; choices that make it longer are left to the error message
 BADGE, INSTALL = "[![Open in Colab]", "# On Colab"
 
