@@ -22,8 +22,9 @@ RUNNABLE = {
     "ablation": (TrainConfig, dict(save_dir="runs/notebook-ablation"), ("run_ablation_study",)),
     "gather": (GatherConfig, {}, ()),
 }
-TUTORIALS = ["00b_corpus", "05_ctc", "06b_inference", "guide_akan", "guide_colab"]
-          # pages that need nothing but the package and fastcore
+# pages that need nothing but the package and fastcore
+TUTORIALS = ["start_1_hear_it", "start_2_your_corpus", "start_3_train", "start_4_read_the_errors", "start_5_use_and_share",
+             "guide_akan", "guide_colab", "00b_corpus", "05_ctc", "06b_inference"]
 COLUMNS = 110                       # of a parameter's line; choices that make it longer are left to the error message
 BADGE, INSTALL = "[![Open in Colab]", "# On Colab"
 
