@@ -25,6 +25,7 @@ RUNNABLE = {
 TUTORIALS = ["00b_corpus", "05_ctc", "06b_inference"]          # pages that need nothing but the package and fastcore
 COLUMNS = 110                       # of a parameter's line; choices that make it longer are left to the error message
 BADGE, INSTALL = "[![Open in Colab]", "# On Colab"
+TUTORIALS += ["start_3_train", "start_4_read_the_errors", "start_5_use_and_share"]
 
 
 def settings():
