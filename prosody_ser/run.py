@@ -41,7 +41,7 @@ from prosody_ser.config import (
 
 from .corpora import SPLITS, read_splits, row_digests, rows_of
 from .evaluate import Scores, evaluate_model, metrics_rows, show_html, table_html
-from .evaluation import read_predictions, save_figure
+from .evaluation import METRIC_NAMES, read_predictions, save_figure
 from .folder import RunRecord, new_figure, numbers_only, one_writer, write_json, write_whole
 from .model import load_checkpoint
 from .pack import stage_audio
@@ -462,6 +462,9 @@ def write_history(
 # %% ../nbs/08_run.ipynb #curves3
 _SCORES = {"skill": ["skill"], "ser": ["ser/macro_f1", "ser/ua", "ser/wa"], "asr": ["asr/wer", "asr/cer"],
            "prosody": ["prosody/f1", "prosody/accuracy"]}
+_TITLES = dict(skill="the score that chooses", ser="emotion", asr="transcript", prosody="prominence")
+_LOSSES = dict(zip(("loss", "ser/loss", "asr/loss", "prosody/loss"),
+                   ("weighted sum", *list(_TITLES.values())[1:]), strict=True))
 _TASK_VALUES = {"grad_share": ("share of the gradient on the backbone", dict(ylim=(-.03, 1.03))),
                 "alpha": ("learned weights of the losses", dict(yscale="log"))}
 
@@ -473,10 +476,10 @@ def _curve(ax, lines, key, label, style="-", **look):
 
 def _plot_losses(ax, history):
     "The weighted sum and each task's loss; dashed the sum on validation, grey that of a refit."
-    for key in ("loss", "ser/loss", "asr/loss", "prosody/loss"):
-        _curve(ax, history["train"], key, key, lw=2 if key == "loss" else 1)
-    _curve(ax, history["val"], "loss", "loss, validation", "k--", lw=1)
-    _curve(ax, history.get("refit", {}).get("train", []), "loss", "loss, refit", color="0.5", lw=1)
+    for i, (key, name) in enumerate(_LOSSES.items()):
+        _curve(ax, history["train"], key, name, lw=1.5, color=f"C{i}")
+    _curve(ax, history["val"], "loss", "weighted sum, validation", "k--", lw=1)
+    _curve(ax, history.get("refit", {}).get("train", []), "loss", "weighted sum, refit", color="0.5", lw=1)
     if all(e.get("loss", 1) > 0 for e in history["train"] + history["val"]):    # learned weights may cross 0
         ax.set_yscale("log")
 
@@ -490,17 +493,18 @@ def _error_band(ax, lines, metric):
 def _plot_scores(ax, history, metrics):
     "Validation scores of a task, the floor of the first one, and the chosen epoch."
     for m in metrics:
-        _curve(ax, history["val"], m, m, ".-")
+        _curve(ax, history["val"], m, METRIC_NAMES[m], ".-")
         _error_band(ax, history["val"], m)
     floor = f"{metrics[0]}_floor"
-    ax.axhline(history["val"][-1][floor], color="0.6", lw=1, ls=":", label=f"floor of {metrics[0]}")
+    name = f"floor of {METRIC_NAMES[metrics[0]]}"
+    ax.axhline(history["val"][-1][floor], color="0.6", lw=1, ls=":", label=name)
     if history.get("best"):
         ax.axvline(history["best"]["epoch"], color="tab:green", lw=1, alpha=.6, label="chosen epoch")
 
 def _plot_tasks(ax, history, what, look):
     "A value of each task in training: its share of the gradient, or its learned weight."
-    for task in _SCORES:
-        _curve(ax, history["train"], f"{task}/{what}", task, lw=1)
+    for i, (key, name) in enumerate(_LOSSES.items()):             # a task has one colour in all panels
+        _curve(ax, history["train"], key.replace("loss", what), name, lw=1.5, color=f"C{i}")
     ax.set(**look)
 
 # %% ../nbs/08_run.ipynb #curves4
@@ -510,18 +514,16 @@ def plot_history(
     "Losses and validation scores over epochs, the chosen epoch marked. Returns the figure."
     last, keys = (history["val"] or [{}])[-1], {k for e in history["train"] for k in e}
     panels = [("losses", _plot_losses)]
-    panels += [(f"{task}, validation", _plot_scores, [m for m in metrics if m in last])
+    panels += [(f"{_TITLES[task]}, on validation", _plot_scores, [m for m in metrics if m in last])
                for task, metrics in _SCORES.items() if metrics[0] in last]
     panels += [(title, _plot_tasks, what, look) for what, (title, look) in _TASK_VALUES.items()
                if any(k.endswith(f"/{what}") for k in keys)]
-    n = len(panels)
-    figure = new_figure(figsize=(3.2 * n, 3.3))
-    axes = figure.subplots(1, n, squeeze=False)
-    for ax, (title, draw, *more) in zip(axes[0], panels, strict=True):
-        draw(ax, history, *more)
-        ax.set_title(title, fontsize=10)
+    figure = new_figure(figsize=(9, 3.5 * -(-len(panels) // 2)))
+    for i, (title, draw, *more) in enumerate(panels, 1):          # two in a row, so that they can be read
+        draw(ax := figure.add_subplot(-(-len(panels) // 2), 2, i), history, *more)
+        ax.set_title(title, fontsize=11)
         ax.set_xlabel("epoch")        # the legend lies under the axes, where it covers no curve
-        ax.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(.5, -.22), ncols=2)
+        ax.legend(fontsize=9, frameon=False, loc="upper center", bbox_to_anchor=(.5, -.18), ncols=2)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
