@@ -287,7 +287,7 @@ class ProsodySEROutput(ModelOutput):
 # %% ../nbs/06_model.ipynb #c019
 class _SpeechModel(PreTrainedModel):
     "Part of `ProsodySER`: its modules, and how it is saved."
-    config_class, output_class = ProsodySERConfig, ProsodySEROutput
+    config_class, output_class = ProsodySERConfig, ProsodySEROutput    # the latter with a subclass's fields
     main_input_name = "audio"
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
@@ -387,7 +387,7 @@ def create_model(
     tokenizer=None, # SentencePieceTokenizer; needed with an ASR head
     backbone="tiny", # family, one of BACKBONES
     backbone_path=None, # hub id or folder; None: the family's default
-    model_class=None, # of the model; None: ProsodySER
+    model_class=ProsodySER, # or a subclass with tasks of its own
     **options,      # fields of ProsodySERConfig
 ) -> ProsodySER:
     "A model with pretrained backbone, fresh heads and its processor."
@@ -397,8 +397,7 @@ def create_model(
     if names:
         options |= dict(id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)})
     settings = json.loads(extractor.to_json_string())
-    model_class = model_class or ProsodySER
-    config = model_class.config_class(backbone, encoder.config.to_dict(), settings, **options)
+    config = ProsodySERConfig(backbone, encoder.config.to_dict(), settings, **options)
     model = model_class(config, encoder)
     model.processor = ProsodySERProcessor(tokenizer, extractor)
     return model
@@ -422,7 +421,7 @@ def save_pt(
     torch.save(saved, new)
     new.replace(path)
 
-def _load_pt(path):
+def _load_pt(path, model_class):
     "The model of a file made by `save_pt`."
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
@@ -431,14 +430,14 @@ def _load_pt(path):
     if not isinstance(saved, dict) or not {"config", "state_dict", "tokenizer"} <= set(saved):
         raise CheckpointError(f"{path}: not a checkpoint of this package. {_GIVE_ONE}")
     config = ProsodySERConfig.from_dict(json.loads(saved["config"]))
-    model = ProsodySER(config)
+    model = model_class(config)
     model.load_state_dict(saved["state_dict"])
     proto = saved["tokenizer"]
     tokenizer = proto if proto is None else SentencePieceTokenizer.from_bytes(bytes(proto.tolist()), path)
     return model, ProsodySERProcessor(tokenizer, _build_extractor(config.feature_extractor))
 
 # %% ../nbs/06_model.ipynb #n042
-def _load_folder(path):
+def _load_folder(path, model_class):
     "The model of a folder made by `save_pretrained`, or of a hub id."
     try:
         config = AutoConfig.from_pretrained(path)
@@ -449,24 +448,25 @@ def _load_folder(path):
         raise CheckpointError(f"{path} is a {config.model_type!r} model, not one trained by this package. "
                               f"To start from it, train with --backbone_path {path}.")
     try:
-        model, info = AutoModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+        model, info = model_class.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
     except Exception as e:
         if not (why := unreadable(e, OSError)): raise
         raise CheckpointError(f"{path}: the weights cannot be read ({why}). Copy the checkpoint "
                               "again.") from None
     if wrong := sorted([*info["missing_keys"], *info["unexpected_keys"]]):
-        raise CheckpointError(f"{path}: {len(wrong)} weights are not those of its configuration ({wrong[0]} "
-                              "...). Give a best_model folder that training has finished writing.")
+        raise CheckpointError(f"{path}: {len(wrong)} weights are not of its configuration ({wrong[0]} ...). "
+                              "Give a finished best_model folder, and its model_class if that is your own.")
     return model, ProsodySERProcessor.from_pretrained(path, config)
 
 def load_checkpoint(
     path,  # a folder made by save_pretrained, a hub id, or a best_model.pt
+    model_class=ProsodySER, # or the subclass that was saved
 ) -> ProsodySER: # in evaluation mode, its processor set
     "Load a trained model with its tokenizer. Raises `CheckpointError`."
     path = expand_path(path)
     if not Path(path).exists() and Path(f"{path}.old").is_dir():        # killed while a better one came
         path = f"{path}.old"
-    model, model.processor = _load_pt(path) if Path(path).is_file() else _load_folder(path)
+    model, model.processor = (_load_pt if Path(path).is_file() else _load_folder)(path, model_class)
     return model.eval()
 
 # %% ../nbs/06_model.ipynb #n042b
