@@ -583,9 +583,10 @@ def build_trainer(
     model,      # ProsodySER with its processor
     data,       # dict: split -> SpeechDataset
     until=None, # epoch to stop at, without validation; None: validation chooses
+    trainer_class=MTLTrainer, # or a subclass
 ) -> MTLTrainer:
     "Make a trainer with its callbacks. Raises `ConfigError` for a kind of sharding that does not work."
-    trainer = MTLTrainer(config, model, data, until)
+    trainer = trainer_class(config, model, data, until)
     _check_sharding(trainer, config)
     for bar in (ProgressCallback, DEFAULT_PROGRESS_CALLBACK):
         trainer.remove_callback(bar)
