@@ -27,7 +27,6 @@ TUTORIALS = ["start_1_hear_it", "start_2_your_corpus", "start_3_train", "start_4
              "guide_akan", "guide_colab", "00b_corpus", "05_ctc", "06b_inference"]
 COLUMNS = 110                       # of a parameter's line; choices that make it longer are left to the error message
 BADGE, INSTALL = "[![Open in Colab]", "# On Colab"
-TUTORIALS += ["start_3_train", "start_4_read_the_errors", "start_5_use_and_share"]
 
 
 def settings():

@@ -458,7 +458,7 @@ class Backbone(_Encoding):
         self.encoder, self.features = encoder, _front_end(extractor, tail_seconds)
         self.spec_augment, self.max_seconds = spec_augment, max_seconds
         config = encoder.config
-        self.log_mel = isinstance(encoder, ActualLengthWhisper)
+        self.log_mel = isinstance(self.features, _LogMel)
         self.masked = getattr(config, "feat_extract_norm", "layer") == "layer"    # group norm takes no mask
         self.hidden_size, self.n_states = config.hidden_size, config.num_hidden_layers + 1
         self.frame_rate = TINY_FRAME_RATE if isinstance(encoder, TinyEncoder) else FRAME_RATE

@@ -31,7 +31,7 @@ from .folder import leave_interrupts_to_main, new_figure, one_writer
 from .halves import in_parts
 from .heads import normalise_layers
 from .labels import is_soft
-from .model import Collator, check_can_spell, load_checkpoint
+from .model import Collator, ProsodySEROutput, check_can_spell, load_checkpoint
 from .text import ManifestError
 from .tokenizer import frames_needed, given_words
 
@@ -322,7 +322,8 @@ def decode_batch(
     if model.prosody:
         no_word = out.spans[..., 0] < 0                                                  # (B, W)
         kept["prosody_logits"] = out.prosody_logits.float().masked_fill(no_word, -100.0)
-    return kept
+    own = type(out).__dataclass_fields__.keys() - ProsodySEROutput.__dataclass_fields__.keys()
+    return kept | {k: out[k].float() for k in own if k in out and not k.endswith("_loss")}  # of a subclass
 
 # %% ../nbs/06b_inference.ipynb #n017
 def _emotion_record(logits, names, temperature):  # (C,)
@@ -340,6 +341,8 @@ def _transcript_record(utterance, tokens, frames, blank_rate, tokenizer):
     return dict(text=utterance.text, hypothesis=tokenizer.decode(ids), blank_rate=round(float(blank_rate), 4),
                 tokens=len(ids), reference_tokens=len(reference),
                 feasible=frames_needed(reference) <= int(frames))
+
+_KEPT = "emotion_logits", "tokens", "frames", "blank_rate", "prosody_logits"
 
 def to_records(
     utterances, # that the rows of kept belong to, in their order
@@ -370,7 +373,7 @@ def to_records(
             r |= dict(words=u.words, prosody_annotations=u.prosody_annotations,
                       prominence=[round(float(v), 5) for v in p])
             r |= dict(prosody_source=u.prosody_source) if u.prosody_source else {}
-        records.append(r)
+        records.append({k: v.tolist() for k, v in row.items() if k not in _KEPT} | r)
     return records
 
 # %% ../nbs/06b_inference.ipynb #c007

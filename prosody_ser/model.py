@@ -66,7 +66,7 @@ class ProsodySERConfig(PretrainedConfig):
                  emotion_indices=None,   # an index of a manifest means the class there; None: not recorded
                  **kwargs):
         self.backbone, self.encoder, self.feature_extractor = backbone, encoder, feature_extractor
-        self.tasks = [t for t in TASKS if t in tasks]
+        self.tasks = sorted(set(tasks), key=[*TASKS, *tasks].index)      # a subclass may have more
         self.alphas, self.alpha_mode = {"ser": 1.0, "asr": 0.1, "prosody": 0.1} | (alphas or {}), alpha_mode
         self.vocab_size, self.blank_id, self.ctc = vocab_size, blank_id, CTC_DEFAULTS | (ctc or {})
         self.layer_mix, self.pooling, self.spec_augment = layer_mix, pooling, spec_augment
@@ -127,7 +127,8 @@ def _pad_audio(rows):
                 audio_lengths=torch.tensor([len(r["audio"]) for r in rows]))         # (B,)
 
 class Collator:
-    "Make a padded batch of tensors of rows of a `SpeechDataset`."
+    """Rows of a `SpeechDataset` to a padded batch of tensors. Numbers of a row (row, emotion, and what a
+    subclass of the dataset adds) become a tensor (B,) of that name; shares of emotions (B, C)."""
     def __init__(self,
                  tokenizer=None): # SentencePieceTokenizer; None: no transcripts in the batch
         self.tokenizer, self.encoded = tokenizer, {}
@@ -143,14 +144,13 @@ class Collator:
         words = [r["words"] or [] for r in rows]
         tokens, token_word = zip(*(self._encode(w) for w in words), strict=True)
         marks = [r["prosody"] or [-100] * max(1, len(w)) for r, w in zip(rows, words, strict=True)]
-        return _pad_audio(rows) | dict(
-            emotion=torch.tensor([r["emotion"] for r in rows]),                      # (B,) or (B, C)
+        numbers = [k for k in rows[0] if k not in ("audio", "states", "words", "prosody")]
+        return _pad_audio(rows) | {k: torch.tensor([r[k] for r in rows]) for k in numbers} | dict(
             targets=_pad(tokens),                                                    # (B, L)
             target_lengths=torch.tensor([len(t) for t in tokens]),                   # (B,)
             token_word=_pad(token_word),                                             # (B, L)
             word_counts=torch.tensor([len(w) for w in words]),                       # (B,)
-            prosody=_pad(marks, dtype=torch.float),                                  # (B, W)
-            row=torch.tensor([r["row"] for r in rows]))                              # (B,)
+            prosody=_pad(marks, dtype=torch.float))                                  # (B, W)
 
 # %% ../nbs/06_model.ipynb #n021
 def _labelled_mean(losses, labelled):
@@ -287,7 +287,7 @@ class ProsodySEROutput(ModelOutput):
 # %% ../nbs/06_model.ipynb #c019
 class _SpeechModel(PreTrainedModel):
     "Part of `ProsodySER`: its modules, and how it is saved."
-    config_class = ProsodySERConfig
+    config_class, output_class = ProsodySERConfig, ProsodySEROutput    # the latter with a subclass's fields
     main_input_name = "audio"
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
@@ -296,9 +296,8 @@ class _SpeechModel(PreTrainedModel):
     def __init__(self, config, encoder=None):
         super().__init__(config)
         encoder = build_encoder(config.encoder) if encoder is None else encoder
-        extractor = _build_extractor(config.feature_extractor)
-        self.backbone = Backbone(encoder, extractor, config.whisper_tail_seconds, config.spec_augment,
-                                 config.max_seconds)
+        self.backbone = Backbone(encoder, _build_extractor(config.feature_extractor),
+                                 config.whisper_tail_seconds, config.spec_augment, config.max_seconds)
         size, tasks = (self.backbone.hidden_size, self.backbone.n_states), config.tasks
         options = dict(layer_mix=config.layer_mix, dropout=config.head_dropout)
         self.ser = SERHead(*size, config.num_labels, config.pooling, **options) if "ser" in tasks else None
@@ -351,11 +350,11 @@ class ProsodySER(_WordAlignment, _TaskWeights, _SpeechModel):
 
     def forward(self, audio=None, audio_lengths=None, states=None, frames=None, emotion=None, targets=None,
                 target_lengths=None, token_word=None, word_counts=None, prosody=None, row=None,
-                return_states=False):
+                return_states=False, **labels):
         "Logits, and a loss for each task with labels; the arguments are those of a batch of `Collator`."
         shared, config = _States() if return_states else None, self.config
         task_hidden, lengths = self.encode(audio, audio_lengths, states, frames, shared)
-        out = ProsodySEROutput(lengths=lengths, hidden_states=shared)
+        out = self.output_class(lengths=lengths, hidden_states=shared)
         if self.ser:
             out.emotion_logits, out.emotion_distance = self.ser.with_distance(task_hidden["ser"], lengths)
             out.ser_loss = _emotion_loss(out.emotion_logits, emotion, config.ser)
@@ -367,12 +366,15 @@ class ProsodySER(_WordAlignment, _TaskWeights, _SpeechModel):
             if self.training and out.ctc_terms:
                 self._update_nats(out.ctc_terms["nats"])
         if self.prosody and word_counts is not None:
-            transcript = targets, target_lengths, token_word, word_counts
-            out.spans = self.place_words(hidden, lengths, *transcript)                     # (B, W, 2)
+            out.spans = self.place_words(hidden, lengths, targets, target_lengths, token_word, word_counts)
             out.prosody_logits = self.prosody(task_hidden["prosody"], lengths, out.spans)  # (B, W)
             out.prosody_loss = _prominence_loss(out.prosody_logits, prosody, config.prosody_pos_weight)
+        self.own_tasks(out, task_hidden, **labels)
         out.loss = self._total_loss(out, task_hidden)
         return out
+
+    def own_tasks(self, out, task_hidden):
+        "A subclass sets its answers and TASK_loss in out; the batch's other labels are its arguments."
 
 # %% ../nbs/06_model.ipynb #n031
 AutoConfig.register("prosody_ser", ProsodySERConfig, exist_ok=True)          # known by name already
@@ -385,6 +387,7 @@ def create_model(
     tokenizer=None, # SentencePieceTokenizer; needed with an ASR head
     backbone="tiny", # family, one of BACKBONES
     backbone_path=None, # hub id or folder; None: the family's default
+    model_class=ProsodySER, # or a subclass with tasks of its own
     **options,      # fields of ProsodySERConfig
 ) -> ProsodySER:
     "A model with pretrained backbone, fresh heads and its processor."
@@ -395,7 +398,7 @@ def create_model(
         options |= dict(id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)})
     settings = json.loads(extractor.to_json_string())
     config = ProsodySERConfig(backbone, encoder.config.to_dict(), settings, **options)
-    model = ProsodySER(config, encoder)
+    model = model_class(config, encoder)
     model.processor = ProsodySERProcessor(tokenizer, extractor)
     return model
 
@@ -418,7 +421,7 @@ def save_pt(
     torch.save(saved, new)
     new.replace(path)
 
-def _load_pt(path):
+def _load_pt(path, model_class):
     "The model of a file made by `save_pt`."
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
@@ -427,15 +430,14 @@ def _load_pt(path):
     if not isinstance(saved, dict) or not {"config", "state_dict", "tokenizer"} <= set(saved):
         raise CheckpointError(f"{path}: not a checkpoint of this package. {_GIVE_ONE}")
     config = ProsodySERConfig.from_dict(json.loads(saved["config"]))
-    model = ProsodySER(config)
+    model = model_class(config)
     model.load_state_dict(saved["state_dict"])
-    proto, tokenizer = saved["tokenizer"], None
-    if proto is not None:
-        tokenizer = SentencePieceTokenizer.from_bytes(bytes(proto.tolist()), path)
+    proto = saved["tokenizer"]
+    tokenizer = proto if proto is None else SentencePieceTokenizer.from_bytes(bytes(proto.tolist()), path)
     return model, ProsodySERProcessor(tokenizer, _build_extractor(config.feature_extractor))
 
 # %% ../nbs/06_model.ipynb #n042
-def _load_folder(path):
+def _load_folder(path, model_class):
     "The model of a folder made by `save_pretrained`, or of a hub id."
     try:
         config = AutoConfig.from_pretrained(path)
@@ -446,24 +448,25 @@ def _load_folder(path):
         raise CheckpointError(f"{path} is a {config.model_type!r} model, not one trained by this package. "
                               f"To start from it, train with --backbone_path {path}.")
     try:
-        model, info = ProsodySER.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+        model, info = model_class.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
     except Exception as e:
         if not (why := unreadable(e, OSError)): raise
         raise CheckpointError(f"{path}: the weights cannot be read ({why}). Copy the checkpoint "
                               "again.") from None
     if wrong := sorted([*info["missing_keys"], *info["unexpected_keys"]]):
-        raise CheckpointError(f"{path}: {len(wrong)} weights are not those of its configuration ({wrong[0]} "
-                              "...). Give a best_model folder that training has finished writing.")
+        raise CheckpointError(f"{path}: {len(wrong)} weights are not of its configuration ({wrong[0]} ...). "
+                              "Give a finished best_model folder, and its model_class if that is your own.")
     return model, ProsodySERProcessor.from_pretrained(path, config)
 
 def load_checkpoint(
     path,  # a folder made by save_pretrained, a hub id, or a best_model.pt
+    model_class=ProsodySER, # or the subclass that was saved
 ) -> ProsodySER: # in evaluation mode, its processor set
     "Load a trained model with its tokenizer. Raises `CheckpointError`."
     path = expand_path(path)
     if not Path(path).exists() and Path(f"{path}.old").is_dir():        # killed while a better one came
         path = f"{path}.old"
-    model, model.processor = _load_pt(path) if Path(path).is_file() else _load_folder(path)
+    model, model.processor = (_load_pt if Path(path).is_file() else _load_folder)(path, model_class)
     return model.eval()
 
 # %% ../nbs/06_model.ipynb #n042b

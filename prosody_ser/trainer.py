@@ -23,7 +23,7 @@ from transformers.trainer_callback import ProgressCallback, TrainerState
 from .audio import SAMPLING_RATE
 from .backbones import unreadable
 from .batches import DrawOne, batches_by_length, loader_workers, train_batches
-from .config import TASKS, ConfigError, TrainingError
+from .config import ConfigError, TrainingError
 from .ctc import world_size
 from .evaluation import ctc_advice, score, write_predictions
 from .folder import check_in, leave_interrupts_to_main, numbers_only, swap_folder, write_json
@@ -175,8 +175,8 @@ def _gradient_norm_shares(
 
 # %% ../nbs/09_trainer.ipynb #c027
 def _loss_terms(out):
-    "Losses of the tasks and terms of CTC by their names in the log; None where a batch has no labels."
-    losses = {f"{t}/loss": getattr(out, f"{t}_loss") for t in TASKS}
+    "Losses of the tasks that have labels in a batch, and terms of CTC, by their names in the log."
+    losses = {k.replace("_loss", "/loss"): v for k, v in out.items() if k.endswith("_loss")}
     return losses | {f"asr/{name}": value for name, value in (out.ctc_terms or {}).items()}
 
 class _TaskLosses:
@@ -287,7 +287,11 @@ class _Validation:
         val, tokenizer = self.eval_dataset, self.processing_class.tokenizer
         utterances, emotions = [val.utterances[i] for i in rows], [val.emotions[i] for i in rows]
         self.validated = to_records(utterances, emotions, decoded, val.names, tokenizer)
-        return self._with_choice(score(self.validated))
+        return self._with_choice(self.scores(self.validated))
+
+    def scores(self, records):
+        "Scores of the records of a validation, one a row of `eval_dataset`; a subclass may add its own."
+        return score(records)
 
     def _with_choice(self, scores):
         "The scores with skill, and the standard error of what chooses the epoch."
@@ -579,9 +583,10 @@ def build_trainer(
     model,      # ProsodySER with its processor
     data,       # dict: split -> SpeechDataset
     until=None, # epoch to stop at, without validation; None: validation chooses
+    trainer_class=MTLTrainer, # or a subclass
 ) -> MTLTrainer:
     "Make a trainer with its callbacks. Raises `ConfigError` for a kind of sharding that does not work."
-    trainer = MTLTrainer(config, model, data, until)
+    trainer = trainer_class(config, model, data, until)
     _check_sharding(trainer, config)
     for bar in (ProgressCallback, DEFAULT_PROGRESS_CALLBACK):
         trainer.remove_callback(bar)
