@@ -6,13 +6,14 @@ import sys
 
 import pytest
 from conftest import ROOT, SHARED, needs, read, write
+from forge import python
 
 TINY = "--backbone tiny --vocab_size 30 --num_epochs 1 --batch_size 4 --gradient_accumulation_steps 1 --num_workers 0 --log_steps 1".split()
 
 
 def command(*argv, cwd=ROOT, **more):
     """Run `python -m ...` and return its result."""
-    return subprocess.run([sys.executable, "-m", *map(str, argv)], cwd=cwd, capture_output=True, text=True, **more)
+    return python("-m", *argv, cwd=cwd, **more)
 
 
 def manifests(folder):
