@@ -509,14 +509,22 @@ def new_figure(
     "A figure that can be saved and shown wherever this runs."
     return _figure_class()(layout="constrained", **size)
 
-def _drawn(figure, **options):
+def _drawn(figure, dpi=None):
     "A figure as the bytes of a PNG. A word or a name with dollars is no formula."
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Text
     for ax in figure.axes:                             # names at ticks are set here, before they are drawn
         ax.get_xticklabels(), ax.get_yticklabels()
     for text in figure.findobj(Text):                  # matplotlib writes powers of ten as formulas
         text.set_parse_math("\\mathdefault" in text.get_text())
-    figure.savefig(file := io.BytesIO(), format="png", **options)
+    before, usual = figure.canvas, figure.dpi
+    canvas = FigureCanvasAgg(figure)
+    try:
+        figure.dpi = dpi or usual
+        canvas.print_png(file := io.BytesIO())         # savefig gives the same bytes and draws twice for them
+    finally:
+        figure.dpi = usual
+        figure.set_canvas(before)
     return file.getvalue()
 
 def save_figure(figure, file, dpi=150):

@@ -6,13 +6,14 @@ import sys
 
 import pytest
 from conftest import ROOT, SHARED, needs, read, write
+from forge import python
 
 TINY = "--backbone tiny --vocab_size 30 --num_epochs 1 --batch_size 4 --gradient_accumulation_steps 1 --num_workers 0 --log_steps 1".split()
 
 
 def command(*argv, cwd=ROOT, **more):
     """Run `python -m ...` and return its result."""
-    return subprocess.run([sys.executable, "-m", *map(str, argv)], cwd=cwd, capture_output=True, text=True, **more)
+    return python("-m", *argv, cwd=cwd, **more)
 
 
 def manifests(folder):
@@ -170,11 +171,14 @@ def test_learned_weights(corpus, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_papermill(tmp_path):
+def test_papermill(corpus, tmp_path):
     """Flags are parameters; a misspelled one raises."""
+    data = [x for k, v in [("audio_base_path", corpus), *[(f"{s}_jsonl", corpus / f"{s}.jsonl") for s in ("train", "val", "test")], ("tokenizer_path", tmp_path / "tok.model")]
+            for x in ("-p", k, str(v))]
     run = lambda *p: subprocess.run(["papermill", "nbs/train.ipynb", str(tmp_path / "out.ipynb"), "--cwd", str(tmp_path), "-p", "save_dir", str(tmp_path / "run"),
-                                     "-p", "num_epochs", "1", *p], cwd=ROOT, capture_output=True, text=True)
-    assert run("-p", "alpha_asr", "0.7").returncode == 0
+                                     "-p", "num_epochs", "1", "-p", "backbone", "tiny", "-p", "vocab_size", "30", *data, *p], cwd=ROOT, capture_output=True, text=True)
+    done = run("-p", "alpha_asr", "0.7")
+    assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads((tmp_path / "run/train_config.json").read_text())["alpha_asr"] == 0.7
     done = run("-p", "alpha_arc", "0.7")
     assert done.returncode and "did you mean 'alpha_asr'" in done.stderr

@@ -2,12 +2,16 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, read, write
+from forge import forge, python
 from safetensors.torch import load_file
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -32,14 +36,33 @@ def uneven(corpus, tmp_path_factory):
     return folder
 
 
+TORCHRUN = "torch.distributed.run", "--standalone", "--nproc_per_node", 2
+
+
+def ranks(argv, processes):
+    """What a launcher does: so many processes that know of each other. What they said together, and the first exit code that is not 0."""
+    if processes == 1:
+        return python(*argv)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        where = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(s.getsockname()[1]), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes))
+    with tempfile.TemporaryDirectory() as folder:
+        names = [[f"{folder}/{what}{rank}" for what in ("out", "err")] for rank in range(processes)]
+        running = [forge().begin(argv, ROOT, os.environ | where | dict(RANK=str(rank), LOCAL_RANK=str(rank)), out, err=err) for rank, (out, err) in enumerate(names)]
+        codes = [r.end().code for r in running]
+        out, err = ("".join(Path(n).read_text(encoding="utf-8") for n in column) for column in zip(*names))
+    return subprocess.CompletedProcess(argv, next(filter(None, codes), 0), out, err)
+
+
 def launch(corpus, data, run, processes, *more, start=None, program=("-m", "prosody_ser.train")):
-    """Train in so many processes; returns the history and the weights."""
+    """Train in so many processes, started by a launcher or without one; returns the history, the weights and what was said."""
     manifests = [x for s in ("train", "val", "test") for x in (f"--{s}_jsonl", data / f"{s}.jsonl")]
-    start = start or ["torch.distributed.run", "--standalone", "--nproc_per_node", processes]
-    argv = [sys.executable, "-m", *start, *program, "--audio_base_path", corpus, *manifests, "--backbone_path", data / "backbone",
+    argv = [*program, "--audio_base_path", corpus, *manifests, "--backbone_path", data / "backbone",
             "--tokenizer_path", run / "tok.model", "--save_dir", run, *STEPS, "--batch_size", 4 // processes, *more]
-    done = subprocess.run(list(map(str, argv if processes > 1 else [sys.executable, *argv[2 + len(start):]])), cwd=ROOT, capture_output=True, text=True,
-                          env=os.environ | dict(OMP_NUM_THREADS="1"))
+    if start:
+        done = subprocess.run([sys.executable, "-m", *map(str, [*start, *argv])], cwd=ROOT, capture_output=True, text=True, env=os.environ | dict(OMP_NUM_THREADS="1"))
+    else:
+        done = ranks(argv, processes)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("test set, model ") == 1, done.stdout[-3000:]
     return json.loads((run / "training_history.json").read_text()), load_file(run / "best_model/model.safetensors"), done.stdout
@@ -59,7 +82,7 @@ def same(one, two):
 @pytest.mark.parametrize("mode", ["fixed", "uncertainty"])
 def test_two_processes_learn_what_one_does(corpus, uneven, tmp_path, mode):
     """Same global batches, labels missing on either side: six steps, the same losses, shares of the gradient, scores and weights; one log, one set of files."""
-    one, two = (launch(corpus, uneven, tmp_path / str(n), n, "--alpha_mode", mode, "--grad_share_steps", 1) for n in (1, 2))
+    one, two = (launch(corpus, uneven, tmp_path / str(n), n, "--alpha_mode", mode, "--grad_share_steps", 1, start=n > 1 and mode == "fixed" and TORCHRUN) for n in (1, 2))
     same(one, two)
     assert all("asr/grad_share" in e and ("asr/alpha" in e) == (mode == "uncertainty") for e in one[0]["train"])
     assert len(one[0]["train"]) == 6 and one[2].count("tokenizer:") == two[2].count("tokenizer:") == 1

@@ -1,25 +1,18 @@
 """What goes wrong in practice: kills, full disks, interrupts, second runs, folders of the user's, paths and missing numbers.
 
-Processes are forked from one that has PyTorch loaded already, `Forge`: a start then costs nothing, and a kill can come at any moment.
+Processes are forked from one that has PyTorch loaded already, see `forge.py`: a start then costs nothing, and a kill can come at any moment.
 PROSODY_SER_KILLS=50 kills as often; CI is content with fewer."""
-import contextlib
-import errno
-import io
 import json
 import os
 import random
-import re
-import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-import soundfile as sf
-from conftest import ROOT, read, write, write_corpus
+from conftest import read
+from forge import forge as forged
 
 TINY = dict(backbone="tiny", tokenizer_type="char", vocab_size=30, batch_size=4, gradient_accumulation_steps=1, num_workers=0, log_steps=1, eval_steps=0,
             checkpoint_interval=1, decode_method="greedy", num_epochs=1)
@@ -36,140 +29,9 @@ def on(corpus, save_dir="run", **more):
     return ["train", *flags(audio_base_path=corpus, **{f"{s}_jsonl": f"{corpus}/{s}.jsonl" for s in ("train", "val", "test")}, save_dir=save_dir, **(TINY | more))]
 
 
-# ------------------------------------------------------------------------------- the process that others are forked from
-
-def serve():
-    """Read jobs, a JSON line each: start one (argv, cwd, env, faults) and answer with its number, or wait for one and answer with its exit code."""
-    import torch
-
-    import prosody_ser.ablation, prosody_ser.cli, prosody_ser.train  # noqa: E401, F401
-    prosody_ser.cli.quiet_libraries()
-    torch.set_num_threads(1)
-    print("> ready", flush=True)
-    for line in sys.stdin:
-        job = json.loads(line)
-        if "wait" in job:
-            print(">", os.waitstatus_to_exitcode(os.waitpid(job["wait"], 0)[1]), flush=True)
-        else:
-            sys.stdout.flush()
-            pid = os.fork()
-            if not pid:
-                child(**job)
-            print(">", pid, flush=True)
-
-
-def child(argv, cwd, out, env, kill_at=None, file_size=None):
-    """One command; it is killed before its kill_at-th change of a file, or cannot write more bytes than file_size to one."""
-    os.setsid()
-    os.chdir(cwd)
-    os.environ.update(env)
-    with open(out, "w") as log:
-        os.dup2(log.fileno(), 1), os.dup2(log.fileno(), 2)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    count_changes(f"{out}.changes", kill_at)
-    if file_size:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
-    code = 1
-    try:
-        from prosody_ser.cli import main
-        main(argv)
-        code = 0
-    except SystemExit as e:
-        code = e.code if isinstance(e.code, int) else 1
-        if isinstance(e.code, str):
-            print(e.code, file=sys.stderr)
-    except BaseException:
-        import traceback
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush(), sys.stderr.flush()
-        os._exit(code)
-
-
-def count_changes(counter, kill_at):
-    """Count what Python changes in the file system, and kill this process at one of the changes."""
-    seen, owner = [0], os.getpid()
-
-    def look(event, args):
-        changes = event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate")
-        if event == "open" and isinstance(args[1], str):
-            changes = set(args[1]) & set("wax+")
-        if changes and os.getpid() == owner:
-            seen[0] += 1
-            if seen[0] == kill_at:
-                os.kill(owner, signal.SIGKILL)
-    sys.addaudithook(look)
-    finish = os._exit
-
-    def leave(code):
-        with contextlib.suppress(OSError), open(counter, "w") as file:
-            file.write(str(seen[0]))
-        finish(code)
-    os._exit = leave
-
-
-class Forge:
-    """Starts commands by a fork."""
-    def __init__(self):
-        self.server = subprocess.Popen([sys.executable, __file__], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                       env=os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", GOMP_SPINCOUNT="0", HF_HUB_OFFLINE="1", WANDB_MODE="offline"))
-        assert self.ask(None) == "ready"
-
-    def ask(self, job):
-        if job:
-            self.server.stdin.write(json.dumps(job) + "\n")
-            self.server.stdin.flush()
-        return next(line for line in self.server.stdout if line.startswith("> "))[2:].strip()       # libraries print, too
-
-    def start(self, cwd, argv, env=None, **faults):
-        """A running command."""
-        Path(cwd).mkdir(exist_ok=True, parents=True)
-        out = Path(cwd) / f"log{len(list(Path(cwd).glob('log*.txt')))}.txt"
-        return Running(self, int(self.ask(dict(argv=[str(a) for a in argv], cwd=str(cwd), out=str(out), env=env or {}, **faults))), out)
-
-    def run(self, *args, **kwargs):
-        return self.start(*args, **kwargs).end()
-
-
-class Running:
-    def __init__(self, forge, pid, out):
-        self.forge, self.pid, self.out, self.code = forge, pid, out, None
-
-    def until(self, path, seconds=60):
-        """Wait for a file of it."""
-        end = time.monotonic() + seconds
-        while not list(path.parent.glob(path.name)):
-            assert time.monotonic() < end and os.path.exists(f"/proc/{self.pid}") and not self.is_zombie(), self.said
-            time.sleep(0.005)
-        return self
-
-    def is_zombie(self):
-        return Path(f"/proc/{self.pid}/stat").read_text().rsplit(")")[1].split()[0] == "Z"
-
-    def signal(self, number, group=False):
-        (os.killpg if group else os.kill)(self.pid, number)
-        return self
-
-    def end(self):
-        """Its exit code and what it said."""
-        self.code = int(self.forge.ask(dict(wait=self.pid)))
-        return self
-
-    @property
-    def said(self):
-        return self.out.read_text(errors="replace")
-
-    @property
-    def changes(self):
-        return int(Path(f"{self.out}.changes").read_text())
-
-
 @pytest.fixture(scope="module")
 def forge():
-    made = Forge()
-    yield made
-    made.server.stdin.close()
-    made.server.wait()
+    return forged()
 
 
 @pytest.fixture(scope="module")
@@ -310,7 +172,3 @@ def test_full_disk(forge, home, tmp_path):
     again = forge.run(tmp_path, [*on("k", "run2", num_epochs=3), "--resume"])
     assert again.code == 0, again.said
     is_same(tmp_path / "straight", tmp_path / "run2", "best_model")
-
-
-if __name__ == "__main__":
-    serve()

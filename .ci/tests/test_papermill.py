@@ -97,14 +97,14 @@ def test_what_papermill_delivers_arrives(tmp_path):
     assert (config.backbone_lr, config.emotion_names, config.num_epochs) == (1e-5, ["joy", "anger"], 2) and type(config.alpha_asr) is float
 
 
-def test_loop_over_alpha(tmp_path):
+def test_loop_over_alpha(corpus, tmp_path):
     """The example's loop: a failed run is told and does not stop the others; finished ones are not repeated; one table at the end. An α that equals the default is that α."""
-    env = os.environ | dict(OUT=str(tmp_path), ALPHAS="0 0.1", SEEDS="0")
-    loop = lambda *more, **e: subprocess.run(["bash", "examples/papermill/loop.sh", "-p", "num_epochs", "1", "-p", "decode_method", "greedy", *more], cwd=ROOT, env=env | e, capture_output=True, text=True)
+    env = os.environ | dict(OUT=str(tmp_path), ALPHAS="0 0.1", SEEDS="0", DATA=str(corpus))
+    loop = lambda *more, **e: subprocess.run(["bash", "examples/papermill/loop.sh", "-p", "num_epochs", "1", "-p", "backbone", "tiny", "-p", "vocab_size", "30", "-p", "decode_method", "greedy", *more], cwd=ROOT, env=env | e, capture_output=True, text=True)
     done = loop()
     assert done.returncode == 0, done.stderr[-2000:]
     table = (tmp_path / "comparison/comparison.md").read_text()
     assert "| alpha_asr = alpha_prosody |" in table and "| 0.1 | 1 |" in table and (tmp_path / "comparison/comparison.png").is_file()
-    done = loop("-p", "batch_sise", "4", ALPHAS="0 0.1 2")
+    done = loop("-p", "batch_sise", "4", ALPHAS="0 0.1 2", DATA="")     # without data: the demo corpus
     assert done.returncode == 1 and done.stdout.count("is finished") == 2 and "alpha_2_seed_0 failed" in done.stdout
     assert "did you mean 'batch_size'" in (tmp_path / "comparison/comparison.md").read_text()           # named, not fatal

@@ -2,8 +2,10 @@
 import csv
 import io
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -16,7 +18,8 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
-from conftest import read, write
+from conftest import ROOT, read, write
+from forge import forge, python
 from test_numerics import SMALL, noise, small_model
 
 from prosody_ser.audio import load_audio
@@ -198,8 +201,8 @@ def test_standard_input(saved, talks, tmp_path, form):
     data = {"lines": f"{talks / 'a/1.wav'}\r\n\n{talks / 'ɔkɔ.flac'}\n".encode(), "nul": f"{talks / 'a/1.wav'}\0{talks / 'ɔkɔ.flac'}\0".encode(),
             "sound": (talks / "b/1.wav").read_bytes(), "silence": quiet.getvalue(), "nothing": b""}[form]
     for names in ([], ["-"]):
-        done = subprocess.run([sys.executable, "-m", "prosody_ser.cli", "predict", saved, *names, *GREEDY], input=data, capture_output=True)
-        out, err = [json.loads(x) for x in done.stdout.splitlines()], done.stderr.decode()
+        done = python("-m", "prosody_ser.cli", "predict", saved, *names, *GREEDY, data=data)
+        out, err = [json.loads(x) for x in done.stdout.splitlines()], done.stderr
         assert "Traceback" not in err
         if names:
             assert [a["audio_filepath"] for a in out] == ["-"] * (form in ("sound", "silence")) and (done.returncode == 0) == (form in ("sound", "silence"))
@@ -305,15 +308,14 @@ def test_killed_between(saved, talks, tmp_path):
     """A process that is killed leaves whole lines, and the next one does the rest."""
     for i in range(30):
         speech(talks / f"more/{i:02}.wav", 0.5, i)
-    command = [sys.executable, "-m", "prosody_ser.cli", "predict", str(saved), str(talks), "--out", str(tmp_path / "out"), "--batch_size", "1", *GREEDY]
+    command = ["-m", "prosody_ser.cli", "predict", saved, talks, "--out", tmp_path / "out", "--batch_size", "1", *GREEDY]
     file = tmp_path / "out/predictions.jsonl"
-    job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (file.exists() and file.read_bytes().count(b"\n") >= 3) and job.poll() is None:
+    job = forge().begin(command, ROOT, os.environ, tmp_path / "log.txt")
+    while not (file.exists() and file.read_bytes().count(b"\n") >= 3) and not job.is_zombie():
         pass
-    job.kill()
-    job.wait()
+    job.signal(signal.SIGKILL).end()
     first = file.read_bytes().splitlines(keepends=True)
-    assert 3 <= len(first) and subprocess.run([*command, "--resume"], capture_output=True).returncode == 0
+    assert 3 <= len(first) and python(*command, "--resume").returncode == 0
     rows = read(file)
     assert len(rows) == 33 and file.read_bytes().startswith(b"".join(x for x in first if x.endswith(b"\n")))
 

@@ -1,12 +1,12 @@
 """A run that is killed and resumed ends as the unbroken run does."""
 import json
+import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 from conftest import ROOT
+from forge import forge, python
 from safetensors.torch import load_file
 from test_commands import TINY, manifests, train
 
@@ -15,12 +15,10 @@ LONG = ["--num_epochs", "8", "--checkpoint_interval", "2", "--checkpoint_steps",
 
 def kill_during(argv, folder, step):
     """Start a run and kill it, without a warning, once its checkpoint of that step is being written."""
-    run = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while run.poll() is None and not (folder / f"checkpoint-{step}").exists():
+    run = forge().begin(argv, ROOT, os.environ, folder.with_suffix(".log"))
+    while not run.is_zombie() and not (folder / f"checkpoint-{step}").exists():
         time.sleep(0.002)
-    run.send_signal(signal.SIGKILL)
-    run.wait()
-    return run.returncode
+    return run.signal(signal.SIGKILL).end().code
 
 
 def history(run):
@@ -40,12 +38,13 @@ def unbroken(corpus, tmp_path_factory):
 def test_killed_and_resumed(corpus, unbroken, tmp_path, step):
     """Within an epoch, and at its end; the killed checkpoint may be incomplete, then the one before it counts."""
     folder = tmp_path / "killed"
-    argv = [sys.executable, "-m", "prosody_ser.train", "--audio_base_path", corpus, *manifests(corpus), "--tokenizer_path", folder / "tok.model",
+    argv = ["-m", "prosody_ser.train", "--audio_base_path", corpus, *manifests(corpus), "--tokenizer_path", folder / "tok.model",
             "--save_dir", folder / "run", *TINY, *LONG]
-    assert kill_during(list(map(str, argv)), folder / "run", step) == -signal.SIGKILL
-    done = subprocess.run(list(map(str, [*argv, "--resume"])), cwd=ROOT, capture_output=True, text=True)
+    folder.mkdir()
+    assert kill_during(argv, folder / "run", step) == -signal.SIGKILL
+    done = python(*argv, "--resume")
     if done.returncode and "no checkpoint in" in done.stderr and step == 4:        # killed before the first one was whole: start anew
-        done = subprocess.run(list(map(str, argv)), cwd=ROOT, capture_output=True, text=True)
+        done = python(*argv)
     assert done.returncode == 0, done.stderr[-3000:]
     assert history(folder / "run") == history(unbroken)
     one, two = (load_file(p / "best_model/model.safetensors") for p in (unbroken, folder / "run"))
