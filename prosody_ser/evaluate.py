@@ -79,10 +79,10 @@ def _text_table(head, rows):
 # %% ../nbs/07b_report.ipynb #texts1
 def markdown_table(
     head, # names of the columns
-    rows, # of texts
+    rows, # of texts or numbers
 ) -> str:
-    "Texts as a Markdown table."
-    lines = ["| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |" for cells in (head, *rows)]
+    "A Markdown table."
+    lines = ["| " + " | ".join(str(c).replace("|", "\\|") for c in cells) + " |" for cells in (head, *rows)]
     return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
 
 SCORE_PARTS = "", "_sd", "_low", "_high", "_floor"      # of a score in a grouped table
