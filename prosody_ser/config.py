@@ -106,7 +106,7 @@ def paths_of(
     value, # of a setting that takes one path or several
 ) -> list:
     "The paths that a setting names; none: []."
-    return [value] if isinstance(value, str) and value else list(value or ())
+    return [os.fspath(value)] if value and isinstance(value, str | os.PathLike) else list(value or ())
 
 def one_folder(
     value, # of audio_base_path

@@ -513,7 +513,7 @@ def split_by_group(
     group=None,                # function: row -> what must stay together, such as audit.series_of
 ) -> list[list[Utterance]]:
     "Splits that share no group. Raises `ManifestError` where there are fewer groups than splits."
-    if not min(fractions) > 0: raise ValueError(f"fractions {fractions}: leave out the split of share 0.")
+    if not all(f > 0 for f in fractions): raise ValueError(f"fractions {fractions}: leave a split of 0 out.")
     names, groups = map(group, utterances) if group else groups_of(utterances), {}
     for u, name in zip(utterances, names, strict=True):
         groups.setdefault(name or path_key(u.audio_filepath), []).append(u)
@@ -554,7 +554,7 @@ def _deal_sessions(session_of, counts, k, seed):
     "The fold of each speaker: k folds with about equally many utterances, a session in one of them."
     sizes = Counter(session_of[name] for name in sorted(counts.elements()))
     if k > len(sizes):
-        raise ManifestError(f"{len(sizes)} speakers, films or sessions cannot fill {k} folds. Ask for fewer.")
+        raise ManifestError(f"{len(sizes)} groups (speaker, film, session) cannot fill {k} folds. Use fewer.")
     fold_of = {session: i for i, part in enumerate(_deal(sizes, [1] * k, seed)) for session in part}
     return {name: fold_of[session] for name, session in session_of.items()}
 

@@ -296,5 +296,5 @@ def test_benchmark_runs(tmp_path):
     done = subprocess.run([sys.executable, script, "start", "throughput", "long", "--quick", "--json", tmp_path / "rows.json"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "rows.json").read_text())
-    assert [len(found[p]) for p in ("start", "throughput", "long")] == [2, 8, 2]
+    assert [len(found[p]) for p in ("start", "throughput", "long")] == [2, 10, 2]
     assert all(r["times_the_pipeline"] > 0 for r in found["throughput"]) and all(r["peak_mb"] > 0 for r in found["long"])
