@@ -7,6 +7,7 @@ __all__ = ['ConvertConfig', 'PackConfig', 'CrosscorpusConfig', 'AgreementConfig'
            'PredictConfig', 'ExportConfig', 'PublishConfig', 'ServeConfig']
 
 # %% ../nbs/01a_command_config.ipynb #cc03
+import os
 import re
 from dataclasses import MISSING, dataclass
 
@@ -130,8 +131,9 @@ class PredictConfig(DecodingSettings):
             from prosody_ser.predict import split_model
             self.checkpoint_path, self.audio = split_model(self.audio)
         if self.checkpoint_path is None:
-            raise ConfigError("name the model: prosody-ser predict MODEL FILES (a best_model folder, or a "
-                              "best_model.pt), or --checkpoint_path MODEL.")
+            told = f"{self.audio[0]} is no model (you are in {os.getcwd()}); " if self.audio else ""
+            raise ConfigError(f"{told}name the model: prosody-ser predict MODEL FILES (a best_model folder, "
+                              "or a best_model.pt), or --checkpoint_path MODEL.")
         if (self.resume or self.plot) and not self.out:
             raise ConfigError(f"--{'resume' if self.resume else 'plot'} needs a folder: --out FOLDER.")
 

@@ -174,7 +174,7 @@ def test_model_first(saved, talks, capsys, tmp_path):
     one, other = (run(capsys, "predict", *model, talks / "a/1.wav", *GREEDY) for model in ([saved], ["--checkpoint_path", saved]))
     assert one == other and one[0] == 0
     code, _, err = run(capsys, "predict", talks, talks / "a/1.wav")
-    assert code == 2 and "name the model" in err
+    assert code == 2 and "name the model" in err and f"{talks} is no model (you are in {os.getcwd()})" in err
 
 
 @pytest.mark.parametrize("names, found", [
