@@ -166,8 +166,9 @@ def test_learned_weights(corpus, tmp_path):
     assert settings["alphas"] == dict(ser=1.0, asr=0.1, prosody=0.1) and set(settings["learned_alphas"]) == {"ser", "asr", "prosody"} and settings["learned_alphas"] != settings["alphas"]
     assert "learned_alphas" in (tmp_path / "run/results_summary.txt").read_text() and "learned from there" in (tmp_path / "run/best_model/README.md").read_text()
     assert all({"asr/alpha", "asr/grad_share", "asr/grad_cosine"} <= e.keys() for e in json.loads((tmp_path / "run/training_history.json").read_text())["train"])
-    done = command("prosody_ser.evaluate", "--checkpoint_path", tmp_path / "run/best_model.pt", "--tokenizer_path", tmp_path / "tok.model", "--audio_base_path", corpus,
-                   "--test_jsonl", corpus / "test.jsonl", "--device", "cpu", "--output_dir", tmp_path / "eval")
+    argv = ["--checkpoint_path", tmp_path / "run/best_model.pt", "--tokenizer_path", tmp_path / "tok.model", "--audio_base_path", corpus,
+            "--test_jsonl", corpus / "test.jsonl", "--device", "cpu", "--output_dir", tmp_path / "eval"]
+    done = subprocess.run([sys.executable, "-m", "prosody_ser.evaluate", *map(str, argv)], cwd=ROOT, capture_output=True, text=True)      # no fork: it loads what it needs
     assert done.returncode == 0, done.stderr[-2000:]
 
 
