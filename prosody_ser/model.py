@@ -21,18 +21,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoProcessor, PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput, cached_file
 
-from prosody_ser.config import (
-    CTC_DEFAULTS,
-    FRAME_RATE,
-    TASKS,
-    TINY_FRAME_RATE,
-    ConfigError,
-    expand_path,
-)
-
 from . import alignment, decoding
 from .audio import SAMPLING_RATE, load_samples
 from .backbones import ENCODERS, Backbone, build_encoder, encoder_config, load_encoder, unreadable
+from .config import CTC_DEFAULTS, FRAME_RATE, TASKS, TINY_FRAME_RATE, ConfigError, expand_path
 from .ctc import global_mean, regularised_ctc, world_size
 from .heads import CTCHead, ProsodyHead, SERHead, emotion_losses, normalise_layers
 from .tokenizer import SentencePieceTokenizer, TokenizerError
@@ -525,11 +517,11 @@ def merged_state(
     return {k.replace(".base_layer.", "."): v for k, v in state.items() if ".lora_" not in k}
 
 # %% ../nbs/06_model.ipynb #c016
-_Size = namedtuple("_Size", "layers hidden feed_forward attention_heads parameters frame_rate")
-_LARGE = _Size(24, 1024, 4096, 16, 315e6, FRAME_RATE)    # wav2vec 2.0, and those built like it
+_Size = namedtuple("_Size", "layers hidden feed_forward attention_heads parameters frame_rate front")
+_LARGE = _Size(24, 1024, 4096, 16, 315e6, FRAME_RATE, 3.3e6)    # wav2vec 2.0 and its kin
 _SIZES = {  # of the default backbones, so that nothing need be downloaded
-    "whisper": _Size(32, 1280, 5120, 20, 637e6, FRAME_RATE), "xlsr": _LARGE, "mms": _LARGE, "wavlm": _LARGE,
-    "hubert": _LARGE, "wav2vec2-bert": _LARGE._replace(parameters=580e6)}
+    "whisper": _Size(32, 1280, 5120, 20, 637e6, FRAME_RATE, 0), "xlsr": _LARGE, "mms": _LARGE,
+    "wavlm": _LARGE, "hubert": _LARGE, "wav2vec2-bert": _LARGE._replace(parameters=580e6, front=0)}
 
 def _backbone_size(backbone, path=None):  # family, hub id or folder
     "The dimensions of an encoder; those of the defaults are known without a download."
@@ -538,16 +530,19 @@ def _backbone_size(backbone, path=None):  # family, hub id or folder
     with torch.device("meta"):
         parameters = sum(p.numel() for p in ENCODERS[config.model_type][1](config).parameters())
     feed_forward = getattr(config, "encoder_ffn_dim", None) or config.intermediate_size
+    front = 32000 * config.conv_dim[0] / config.conv_stride[0] if hasattr(config, "conv_dim") else 0
     rate = TINY_FRAME_RATE if backbone == "tiny" else FRAME_RATE
     return _Size(config.num_hidden_layers, config.hidden_size, feed_forward, config.num_attention_heads,
-                 parameters, rate)
+                 parameters, rate, front)
 
 # %% ../nbs/06_model.ipynb #n046
-def _activation_numbers(size, seconds, checkpointing, fused):
-    "Numbers that the backbone keeps for the backward pass, a frame."
-    matrices = 0 if fused else 3 * size.attention_heads * seconds * size.frame_rate    # T x T
-    layer = 8 * size.hidden + 2 * size.feed_forward + matrices
-    return size.layers * size.hidden + layer if checkpointing else size.layers * layer
+def _kept_bytes(size, seconds, checkpointing, half, fused):
+    "Bytes that the backbone keeps for the backward pass, a frame."
+    H, F, width = size.hidden, size.feed_forward, 2 if half else 4
+    matrices = 0 if fused else 3 * width * size.attention_heads * seconds * size.frame_rate      # T x T
+    layer = (24 if half else 36) * H + 2 * width * F + matrices
+    layers = 4 * size.layers * H + layer if checkpointing else size.layers * layer
+    return layers + (10 if half else 16) * size.front / size.frame_rate
 
 def memory_estimate(
     backbone="whisper", # family
@@ -559,11 +554,11 @@ def memory_estimate(
     freeze_backbone=False, # train the heads only
     lora_rank=0,        # of adapters; 0: none
     gradient_checkpointing=False, # compute activations twice
-) -> dict:              # bytes of each kind, and their total
+) -> dict:              # bytes of each kind; total: of those that are there at once
     "Peak memory of a training step with the utterances that the default `--max_batch_seconds` allows."
     if batch_size < 1 or seconds <= 0:
         raise ConfigError(f"{batch_size} utterances of {seconds:g} s: give at least one, longer than 0 s.")
-    size = layers, H, F, _, n, rate = _backbone_size(backbone, backbone_path)
+    size = layers, H, F, _, n, rate, _ = _backbone_size(backbone, backbone_path)
     heads = H * vocab_size + vocab_size + 6 * 128 * H                         # CTC's matrix, prosody head
     adapters = lora_rank * layers * (10 * H + 2 * F)
     trained = heads + (0 if freeze_backbone else adapters if lora_rank else n)
@@ -571,21 +566,23 @@ def memory_estimate(
     chunk, frames = min(seconds, 30), rows * seconds * rate                   # longer ones come in chunks
     again = rows * seconds > 4 * chunk and seconds > chunk                    # chunks are computed again
     alive = rows * chunk * rate if again else frames                          # frames with activations
-    fused = half and backbone != "wavlm"
-    kept = 0 if freeze_backbone else _activation_numbers(size, chunk, gradient_checkpointing, fused)
+    fused = backbone == "whisper" or half and backbone not in ("wavlm", "wav2vec2-bert")
+    kept = 0 if freeze_backbone else _kept_bytes(size, chunk, gradient_checkpointing, half, fused)
     parts = dict(weights=4 * (n + heads + adapters), copies=2 * (n + heads) if half else 0,
                  gradients=4 * trained, optimizer=8 * trained,
-                 activations=alive * ((2 if half else 4) * kept + 8 * (layers + 1) * H) + frames * 48 * H)
-    return {k: float(v) for k, v in parts.items()} | dict(total=float(sum(parts.values())))
+                 activations=alive * (kept + 8 * (layers + 1) * H) + frames * 48 * H)
+    stays, forward = parts["weights"] + parts["optimizer"], parts["copies"] + parts["activations"]
+    total = stays + max(forward, parts["gradients"])              # activations go as the gradients come
+    return {k: float(v) for k, v in (parts | dict(total=total)).items()}
 
+# %% ../nbs/06_model.ipynb #9e12fd0e
 def memory_table(
     **settings, # of memory_estimate, without the last three
 ) -> str:
     "Full fine-tuning, LoRA and a frozen backbone side by side, with and without gradient checkpointing."
-    again = dict(gradient_checkpointing=True)
-    ways = {"all weights": {}, "all, gradient checkpointing": again, "LoRA, rank 16": dict(lora_rank=16),
-            "LoRA, gradient checkpointing": dict(lora_rank=16, **again),
-            "heads only": dict(freeze_backbone=True)}
+    again, lora = dict(gradient_checkpointing=True), dict(lora_rank=16)
+    ways = {"all weights": {}, "all, gradient checkpointing": again, "LoRA, rank 16": lora,
+            "LoRA, gradient checkpointing": lora | again, "heads only": dict(freeze_backbone=True)}
     made = {name: memory_estimate(**settings, **more) for name, more in ways.items()}
     lines = [f"{'GB':30}" + "".join(f"{k:>13}" for k in made["all weights"])]
     lines += [f"{name:30}" + "".join(f"{v / 1e9:13.2f}" for v in m.values()) for name, m in made.items()]
