@@ -6,8 +6,10 @@
 
 Most rows are one `prosody-ser crossval` with speakers that share no split: scores are pooled over the test
 speakers, each heard only by models that were not trained on it. Finished runs are read, so it can be broken
-off and gone on with; seeds come one after another, so that every row has one seed before any has two. A GPU
-takes many small runs at once: `--jobs 16`. Each row says which commits and machines made its runs. `pip install 'prosody-ser[record]'` adds openSMILE for ComParE + SVM.
+off and gone on with; seeds come one after another, so that every row has one seed before any has two. The
+published file keeps the sums of each seed by speaker, which all figures are made of: with it any machine can
+go on, without the runs. A GPU takes many small runs at once: `--jobs 16`. Each row says which commits and
+machines made its runs. The extra `[record]` adds openSMILE for ComParE + SVM.
 
 Parts: table (corpora, backbones, ways), paper (what the transcript is worth to the emotions, fine-tuned),
 ablations (our own choices, one at a time), across (train on some corpora, test on another).
@@ -24,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from common import CORPORA, PLAIN, commit, heads, prosody_ser, read_json, write_json
@@ -38,6 +41,7 @@ HEADS = {
     ("ser", "asr"): "with transcript",
     ("ser", "asr", "prosody"): "with transcript and prominence",
 }
+LOCK = Lock()
 SHOWN = "ser/ua", "ser/wa", "ser/macro_f1", "asr/wer", "prosody/f1"
 
 
@@ -237,37 +241,28 @@ def across_folds(row, corpora, out, k=5):
     return out
 
 
-def make_crossval(row, place, args, seeds):
-    """Runs that are not finished, in a process of their own; notes commit and minutes of what it made."""
+def make_crossval(row, place, args, seed, only=None):
+    """The runs of a seed that are not finished, or of one of its folds; notes what made them."""
     settings = (
-        PLAIN | row.settings | dict(save_dir=place, seeds=seeds, backbone_path=args.backbones[row.backbone])
+        PLAIN | row.settings | dict(save_dir=place, seed=seed, backbone_path=args.backbones[row.backbone])
     )
     if row.kind == "across":
-        settings |= dict(fold_dir=across_folds(row, args.corpora, place / "folds"), audio_base_path="/")
+        with LOCK:
+            if not (place / "folds").exists():
+                across_folds(row, args.corpora, place / "folds")
+        settings |= dict(fold_dir=place / "folds", audio_base_path="/")
     else:
         settings |= corpus_settings(row.corpus, args.corpora[row.corpus])
     if row.settings.get("freeze_backbone"):
         settings |= dict(feature_cache=args.out / "cache")
     elif args.cpu_bf16:
         settings |= dict(cpu_bf16=True)
-    before = finished(place)
-    minutes = run_folds(row, settings, place, args)
-    if new := finished(place) - before:
-        about = dict(commit=commit(), machine=machine(), runs=new, minutes=minutes)
-        write_json(place / "made.json", [*read_json(place / "made.json", []), about])
-
-
-def run_folds(row, settings, place, args):
-    """The runs of a row one after another, or a process for each fold; minutes of all processes."""
-
-    def one(*fold):
-        began, log = time.time(), "-".join(map(str, ["log", *fold])) + ".txt"
-        prosody_ser("crossval", settings | (dict(only=fold[0]) if fold else {}), place / log)
-        return (time.time() - began) / 60
-
-    folds = range(folds_of(row, args)) if args.jobs > 1 else []
-    side_by_side = list(args.pool.map(one, folds))
-    return sum(side_by_side) + one()  # which sums up what is finished
+    began, before = time.time(), finished(place, seed)
+    log = "-".join(map(str, ["log", seed] + ([] if only is None else [only]))) + ".txt"
+    prosody_ser("crossval", settings | ({} if only is None else dict(only=only)), place / log)
+    new, minutes = finished(place, seed) - before, (time.time() - began) / 60
+    about = dict(commit=commit(), machine=machine(), seed=seed, runs=len(new), minutes=minutes)
+    write_json(place / "made" / log.replace(".txt", f"-{began:.0f}.json"), about)
 
 
 def machine():
@@ -279,9 +274,15 @@ def machine():
     return f"{os.cpu_count()} cores, {platform.machine()}"
 
 
-def finished(place):
-    """How many runs of a row have been tested."""
-    return len(list(place.glob("fold_*/seed_*/test_results.json")))
+def finished(place, seed):
+    """The folds of a seed that have been tested: folders of runs."""
+    return {f.parent for f in place.glob(f"fold_*/seed_{seed}/test_results.json")}
+
+
+def is_whole(place, seed):
+    """Whether every fold of a seed has been tested."""
+    folds = len(list(place.glob("folds/*/test.jsonl")))
+    return 0 < folds == len(finished(place, seed))
 
 
 def compare_svm(folds, folder, refit):
@@ -330,7 +331,9 @@ def compare_svm(folds, folder, refit):
                 speaker=u.speaker,
                 group=group,
             )
-            for u, p, group in zip(rows["test"], model.predict(x["test"]), groups_of(rows["test"]), strict=True)
+            for u, p, group in zip(
+                rows["test"], model.predict(x["test"]), groups_of(rows["test"]), strict=True
+            )
         ]
     return records
 
@@ -344,49 +347,141 @@ def make_svm(row, place, args):
     folds = make_folds([folder / m for m in about.manifests], place / "folds", about.folds)
     records = compare_svm(folds, folder, row.settings["refit"])
     write_predictions(place / "crossval_predictions.jsonl", records)
-    write_json(
-        place / "made.json", [dict(commit=commit(), runs=len(folds), minutes=(time.time() - began) / 60)]
-    )
+    about = dict(commit=commit(), machine=machine(), seed=0, minutes=(time.time() - began) / 60)
+    write_json(place / "made" / "svm.json", about | dict(runs=len(folds)))
 
 
-def make(row, args, seeds):
-    """Make what is missing of a row, up to a number of seeds; say what failed, and go on."""
+def make(row, args, seed, only=None):
+    """Make what is missing of a row's seed, or of one of its folds; say what failed, and go on."""
     place = row.place(args.out)
     try:
         if row.kind == "svm":
             if not (place / "crossval_predictions.jsonl").exists():
                 make_svm(row, place, args)
-        else:
-            make_crossval(row, place, args, seeds)
+        elif not is_whole(place, seed):
+            make_crossval(row, place, args, seed, only)
     except ImportError as e:
         print(f"left out: {row.id}: {e}", flush=True)
     except subprocess.CalledProcessError:
-        print(f"failed: {row.id}, see {place / 'log.txt'}", flush=True)
+        print(f"failed: {row.id}, seed {seed}, see the logs in {place}", flush=True)
+
+
+# ---- sums by seed and speaker: what every figure is made of, so that a record goes on anywhere
+
+
+def counts_of(record, names):
+    """What the scores of a prediction are sums of: task -> array of whole numbers."""
+    from prosody_ser.evaluation import edit_counts
+    from prosody_ser.text import clean
+
+    found = {}
+    if record.get("emotion") is not None and "predicted_emotion" in record:
+        cell = names.index(record["emotion"]) * len(names) + names.index(record["predicted_emotion"])
+        found["ser"] = np.bincount([cell], minlength=len(names) ** 2)
+    if record.get("text"):
+        found["asr"] = edit_counts([clean(record["text"])], [" ".join(record["hypothesis"].split())])[0]
+    if record.get("prosody_annotations"):
+        marks, p = np.array(record["prosody_annotations"]), np.array(record["prominence"])
+        found["prosody"] = np.bincount(2 * (marks > 0.5) + (p > 0.5), minlength=4)
+    return found
+
+
+def sums_of(records):
+    """emotions: their names; seeds: seed -> speaker -> task -> counts. Seed, speaker and counts are texts."""
+    names = sorted({r[k] for r in records for k in ("emotion", "predicted_emotion") if r.get(k)})
+    seeds = {}
+    for r in records:
+        own = seeds.setdefault(str(r["seed"]), {}).setdefault(str(r["group"]), {})
+        for task, counts in counts_of(r, names).items():
+            own[task] = own.get(task, 0) + counts
+    text = {
+        s: {who: {t: " ".join(map(str, c)) for t, c in own[who].items()} for who in sorted(own)}
+        for s, own in sorted(seeds.items())
+    }
+    return dict(emotions=names, seeds=text)
+
+
+def tables(speakers):
+    """task -> (speakers, ...): the counts of a seed as arrays."""
+    found = {}
+    for own in speakers.values():
+        for task, text in own.items():
+            found.setdefault(task, []).append(np.array(text.split(), int))
+    for task, rows in found.items():
+        shape = (-1,) if task == "asr" else (round(len(rows[0]) ** 0.5), -1)
+        found[task] = np.stack([row.reshape(shape) for row in rows])
+    return found
+
+
+def scored(task, counts):
+    """The scores (R,) of counts (R, ...)."""
+    from prosody_ser.evaluation import _prosody_scores, _ser_scores
+
+    if task == "asr":
+        return {"asr/wer": counts[:, :3].sum(1) / counts[:, 3]}
+    return (_ser_scores if task == "ser" else _prosody_scores)(counts)
+
+
+def values(speakers):
+    """The scores of a seed, and as KEY_floor their floors."""
+    from prosody_ser.evaluation import _prosody_scores, _ser_scores, _with_floors
+
+    found = {}
+    for task, counts in tables(speakers).items():
+        total = counts.sum(0)
+        if task == "asr":
+            found |= {k: float(v[0]) for k, v in scored(task, total[None]).items()} | {"asr/wer_floor": 1.0}
+        else:
+            found |= _with_floors(_ser_scores if task == "ser" else _prosody_scores, total)
+    return found
+
+
+def here(row, out):
+    """The sums of the seeds of which every fold is finished here; None where there is none."""
+    from prosody_ser.evaluation import read_predictions
+
+    place = row.place(out)
+    if row.kind == "svm":
+        done = place / "crossval_predictions.jsonl"
+        return sums_of(read_predictions(done)) if done.exists() else None
+    seeds = [s for s in range(row.seeds) if is_whole(place, s)]
+    records = [
+        r | dict(seed=s) for s in seeds for run in sorted(finished(place, s)) for r in read_predictions(run)
+    ]
+    return sums_of(records) if records else None
+
+
+def sums(row, args):
+    """The sums of a row: those that were published, with what has been made here in their place."""
+    new, old = here(row, args.out), args.published.get(row.id, {}).get("sums")
+    if not (new and old):
+        return new or old
+    if new["emotions"] != old["emotions"]:
+        raise SystemExit(
+            f"{row.id}: {args.publish} has other emotions than its runs in {row.place(args.out)}"
+        )
+    return dict(new, seeds=old["seeds"] | new["seeds"])
+
+
+def published(path, rows):
+    """id -> row of a file that was published before; without rows of other settings."""
+    found = {r["id"]: r for r in (read_json(path, {}) if path else {}).get("rows", [])}
+    return {r.id: found[r.id] for r in rows if r.id in found and found[r.id]["settings"] == r.settings}
 
 
 # ---- what came of them
 
 
-def pooled(row, out):
-    """The predictions of a row; None where it is not made."""
-    from prosody_ser.evaluation import read_predictions
-
-    if not (row.place(out) / "crossval_predictions.jsonl").exists():
-        return None
-    return read_predictions(row.place(out) / "crossval_predictions.jsonl")
-
-
-def by_seed(records):
-    """seed -> its records, in one order."""
-    seeds = sorted({r["seed"] for r in records})
-    return {s: sorted((r for r in records if r["seed"] == s), key=lambda r: str(r["id"])) for s in seeds}
-
-
-def drawn(records, resamples=1000):
+def drawn(sums, resamples=1000):
     """For each score (resamples, seeds): speakers are drawn, the same ones for every seed and every row."""
-    from prosody_ser.evaluation import draw_scores
+    from prosody_ser.evaluation import _drawn_sums
 
-    draws = [draw_scores(rows, resamples) for rows in by_seed(records).values()]
+    draws = []
+    for speakers in sums["seeds"].values():
+        found = {}
+        for task, counts in tables(speakers).items():
+            found |= scored(task, _drawn_sums(counts, np.arange(len(counts)), resamples, 0))
+        draws.append(found)
     return {k: np.stack([d[k] for d in draws], 1) for k in SHOWN if all(k in d for d in draws)}
 
 
@@ -403,30 +498,28 @@ def summary(value, draws):
     return dict(mean=float(value), low=float(low), high=float(high), se=float(np.nanstd(draws)))
 
 
-def scores_of(records):
+def scores_of(sums):
     """Mean and deviation over seeds of each score, its floor and interval."""
-    from prosody_ser.evaluation import score
-
-    each = [score(rows) for rows in by_seed(records).values()]
+    each = [values(speakers) for speakers in sums["seeds"].values()]
     found = {}
-    for k, draws in drawn(records).items():
-        values = [m[k] for m in each]
-        sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        found[k] = summary(np.mean(values), over_seeds(draws)) | dict(sd=sd, floor=each[0][f"{k}_floor"])
+    for k, draws in drawn(sums).items():
+        numbers = [m[k] for m in each]
+        sd = float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None
+        found[k] = summary(np.mean(numbers), over_seeds(draws)) | dict(sd=sd, floor=each[0][f"{k}_floor"])
     return found
 
 
-def difference(records, others):
+def difference(mine, theirs):
     """Scores less those of another row, seed by seed; a row of one seed is held against each."""
-    from prosody_ser.evaluation import score
-
-    mine, theirs = by_seed(records), by_seed(others)
-    if len(theirs) == 1:
-        theirs = {s: [r | dict(seed=s) for r in next(iter(theirs.values()))] for s in mine}
-    both = [s for s in mine if s in theirs]
-    one, two = ([r for s in both for r in rows[s]] for rows in (mine, theirs))
-    draws, their_draws = drawn(one), drawn(two)
-    scores, their_scores = ([score(rows[s]) for s in both] for rows in (mine, theirs))
+    one, two = mine["seeds"], theirs["seeds"]
+    if len(two) == 1:
+        two = dict.fromkeys(one, next(iter(two.values())))
+    both = [s for s in one if s in two]
+    if not both:
+        return {}
+    pairs = [dict(seeds={s: side[s] for s in both}) for side in (one, two)]
+    draws, their_draws = map(drawn, pairs)
+    scores, their_scores = ([values(s) for s in side["seeds"].values()] for side in pairs)
     return {
         k: summary(
             np.mean([a[k] - b[k] for a, b in zip(scores, their_scores, strict=True)]),
@@ -438,18 +531,18 @@ def difference(records, others):
     }
 
 
-def gradients(place):
-    """By epoch, the mean over runs of each task's share of the gradient on the backbone and its cosine."""
+def gradients(place, seed):
+    """By epoch, the mean over folds of each task's share of the gradient on the backbone and its cosine."""
     lines = [
         (line, round(line["epoch"] + 0.499))
-        for f in place.glob("fold_*/seed_*/training_history.json")
+        for f in place.glob(f"fold_*/seed_{seed}/training_history.json")
         for line in read_json(f)["train"]
     ]
     keys = sorted({k for line, _ in lines for k in line if k.endswith(("/grad_share", "/grad_cosine"))})
     epochs = sorted({e for _, e in lines})
     return {
         k: {
-            e: float(np.mean(values))
+            str(e): float(np.mean(values))
             for e in epochs
             if (values := [line[k] for line, at in lines if at == e and k in line])
         }
@@ -457,31 +550,56 @@ def gradients(place):
     }
 
 
-def told(row, rows, out):
-    """A row with its figures; None where it is not made."""
-    records = pooled(row, out)
-    if records is None:
-        return None
+def mean_gradients(seeds):
+    """The mean over seeds of what `gradients` found."""
+    found = {}
+    for one in seeds:
+        for k, epochs in one.items():
+            for e, value in epochs.items():
+                found.setdefault(k, {}).setdefault(e, []).append(value)
+    return {k: {e: float(np.mean(v)) for e, v in epochs.items()} for k, epochs in found.items()}
+
+
+def made_of(row, args, seeds):
+    """seed -> commits, machines and minutes of its runs, and gradients; as published where not made here."""
+    place = row.place(args.out)
+    notes = [read_json(f) for f in sorted(place.glob("made/*.json"))]
+    found = args.published.get(row.id, {}).get("made", {})
+    for seed in seeds:
+        mine = [m for m in notes if str(m["seed"]) == seed]
+        if mine:
+            about = {f"{k}s": sorted({m[k] for m in mine}) for k in ("commit", "machine")}
+            about |= dict(minutes=round(sum(m["minutes"] for m in mine), 1))
+            shares = gradients(place, seed) if row.part == "paper" else {}
+            found = found | {seed: about | dict(gradients=shares)}
+    return found
+
+
+def told(row, rows, args):
+    """A row with its figures; as it was published where nothing is new; None where it is not made."""
+    own = sums(row, args)
+    if own is None:
+        return args.published.get(row.id)
     others = {r.id: r for r in rows}
     against = {
-        i: difference(records, theirs)
-        for i in row.against
-        if i in others and (theirs := pooled(others[i], out))
+        i: d for i in row.against if (theirs := sums(others[i], args)) and (d := difference(own, theirs))
     }
-    made = read_json(row.place(out) / "made.json", [])
+    made = made_of(row, args, own["seeds"])
     about = {k: getattr(row, k) for k in ("id", "part", "corpus", "backbone", "way", "variant")}
-    shares = gradients(row.place(out)) if row.part == "paper" else {}
+    first = next(iter(own["seeds"].values()))
     return about | dict(
-        settings={k: v for k, v in row.settings.items()},
-        seeds=len(by_seed(records)),
-        speakers=len({r["group"] for r in records}),
-        rows=len(records) // len(by_seed(records)),
-        commits=sorted({m["commit"] for m in made}),
-        machines=sorted({m.get("machine", machine()) for m in made}),
-        minutes=round(sum(m["minutes"] for m in made), 1),
-        scores=scores_of(records),
+        settings=dict(row.settings),
+        seeds=len(own["seeds"]),
+        speakers=len(first),
+        rows=int(tables(first)["ser"].sum()),
+        commits=sorted({c for m in made.values() for c in m["commits"]}),
+        machines=sorted({c for m in made.values() for c in m["machines"]}),
+        minutes=round(sum(m["minutes"] for m in made.values()), 1),
+        scores=scores_of(own),
         against=against,
-        gradients=shares,
+        gradients=mean_gradients([m.get("gradients", {}) for m in made.values()]),
+        made=made,
+        sums=own,
     )
 
 
@@ -520,8 +638,9 @@ def publish(rows, args):
         machine=machine(),
         plain=PLAIN,
     )
-    found = [f for r in rows if (f := told(r, rows, args.out))]
-    demo = make_demo(args.out) if not args.read_only or (args.out / "demo" / "made.json").exists() else None
+    found = [f for r in rows if (f := told(r, rows, args))]
+    made = not args.read_only or (args.out / "demo" / "made.json").exists()
+    demo = make_demo(args.out) if made else read_json(args.publish, {}).get("demo")
     write_json(args.publish, dict(about=about, demo=demo, rows=found))
     print(f"{args.publish}: {len(found)} of {len(rows)} rows", flush=True)
 
@@ -530,16 +649,15 @@ def plan(rows, args):
     """What there is to do, with hours by the runs that are finished."""
     left = 0.0
     for row in rows:
-        place = row.place(args.out)
-        if row.kind == "svm":
-            print(f"{row.id}: {'finished' if pooled(row, args.out) else 'to do'}")
-            continue
-        made = read_json(place / "made.json", [])
-        runs, minutes = sum(m["runs"] for m in made), sum(m["minutes"] for m in made)
-        total = min(row.seeds, args.seeds) * folds_of(row, args)
-        hours = minutes / runs * (total - runs) / 60 if runs else None
+        place, seeds = row.place(args.out), range(min(row.seeds, args.seeds))
+        missing = [s for s in seeds if str(s) not in (sums(row, args) or dict(seeds={}))["seeds"]]
+        runs = sum(folds_of(row, args) - len(finished(place, s)) for s in missing)
+        notes = [read_json(f) for f in place.glob("made/*.json")]
+        done, minutes = sum(m["runs"] for m in notes), sum(m["minutes"] for m in notes)
+        hours = minutes / done * runs / 60 if done else None
         left += hours or 0
-        print(f"{row.id}: {finished(place)} of {total} runs" + (f", {hours:.1f} h left" if hours else ""))
+        what = f"{runs} runs of seeds {missing}" if missing else "finished"
+        print(f"{row.id}: {what}" + (f", {hours:.1f} h left" if hours and missing else ""))
     print(f"{left:.1f} hours left for the rows that were begun")
 
 
@@ -557,17 +675,35 @@ def folds_of(row, args):
 # ---- the command
 
 
-def fill(rows, every, args, seeds):
-    """Make what is missing of some rows, and print each; with several jobs all rows are begun at once."""
-
-    def one(row):
-        make(row, args, seeds)
-        if found := told(row, every, args.out):
-            print(line(found), flush=True)
-
+def missing(rows, args):
+    """(row, seed) that are neither published nor made here: the first seed of all rows, then the next."""
     once = {row.place(args.out): row for row in reversed(rows)}  # rows of several parts share their runs
-    with ThreadPoolExecutor(len(once) if args.jobs > 1 else 1) as pool:
-        list(pool.map(one, [row for row in rows if row is once[row.place(args.out)]]))
+    rows = [row for row in rows if row is once[row.place(args.out)]]
+    for seed in range(args.seeds):
+        for row in rows:
+            if seed < row.seeds and str(seed) not in (sums(row, args) or dict(seeds={}))["seeds"]:
+                yield row, seed
+
+
+def fill(rows, every, args):
+    """Make what is missing of some rows, and print each; with several jobs each fold has a process."""
+    until = time.time() + 60 * args.minutes
+
+    def one(what):
+        row, seed, *fold = what
+        if time.time() < until:
+            make(row, args, seed, *fold)
+            if (row.kind == "svm" or is_whole(row.place(args.out), seed)) and (
+                found := told(row, every, args)
+            ):
+                print(line(found), flush=True)
+
+    jobs = list(missing(rows, args))
+    if args.jobs > 1:
+        folds = [range(folds_of(row, args)) if row.kind != "svm" else [None] for row, _ in jobs]
+        jobs = [(*job, fold) for job, own in zip(jobs, folds, strict=True) for fold in own]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(one, jobs))
 
 
 def pairs(texts):
@@ -599,10 +735,16 @@ def main():
         "--cpu_bf16", action="store_true", help="fine-tune in bf16 on a processor that has it"
     )
     parser.add_argument("--jobs", type=int, default=1, help="folds that are trained side by side")
+    parser.add_argument("--minutes", type=float, default=np.inf, help="begin no run after so many")
     parser.add_argument("--plan", action="store_true", help="make nothing, list the rows and the hours")
     parser.add_argument("--read_only", action="store_true", help="make nothing, sum up what is finished")
     parser.add_argument("--out", type=Path, default=Path("runs/record"), help="folder of the runs")
-    parser.add_argument("--publish", type=Path, metavar="JSON", help="write the figures of all rows there")
+    parser.add_argument(
+        "--publish",
+        type=Path,
+        metavar="JSON",
+        help="write the figures of all rows there; what stands there is kept",
+    )
     args = parser.parse_args()
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     args.corpora, args.backbones, args.out = pairs(args.corpora), pairs(args.backbones), args.out.resolve()
@@ -610,11 +752,11 @@ def main():
     rows = [r for part in args.parts for r in every if r.part == part]
     rows = [r for r in rows if not args.only or any(text in r.id for text in args.only)]
     rows.sort(key=cost)
+    args.published = published(args.publish, every)
     if args.plan:
         return plan(rows, args)
-    args.pool = ThreadPoolExecutor(args.jobs)
-    for seeds in range(1, 1 if args.read_only else args.seeds + 1):
-        fill([r for r in rows if r.seeds >= seeds], every, args, seeds)
+    if not args.read_only:
+        fill(rows, every, args)
     if args.publish:
         publish(every, args)
 

@@ -45,15 +45,61 @@ def answers(seed, wrong_every, n=120):
 
 
 def test_a_row_and_a_difference():
-    worse, better = ([r for s in range(3) for r in answers(s, k)] for k in (4, 12))
+    worse, better = (record.sums_of([r for s in range(3) for r in answers(s, k)]) for k in (4, 12))
     found = record.scores_of(better)["ser/ua"]
     assert found["mean"] == pytest.approx(11 / 12, abs=.02) and found["low"] < found["mean"] < found["high"]
     gained = record.difference(better, worse)["ser/ua"]
     assert gained["mean"] == pytest.approx(1 / 4 - 1 / 12, abs=.02) and gained["low"] > 0 and gained["seeds"] == 3
     lost = record.difference(worse, better)["ser/ua"]
     assert lost["mean"] == pytest.approx(-gained["mean"]) and lost["low"] == pytest.approx(-gained["high"], abs=1e-6)
-    single = record.difference(better, answers(0, 4))["ser/ua"]                # a row of one seed is held against each
+    single = record.difference(better, record.sums_of(answers(0, 4)))["ser/ua"]        # a row of one seed is held against each
     assert single["seeds"] == 3 and single["mean"] == pytest.approx(gained["mean"], abs=.03)
+
+
+def test_sums_give_the_scores_of_the_predictions():
+    """All tasks, through JSON: the sums of a seed hold what `score` says of its predictions."""
+    from prosody_ser.evaluation import score
+    said, heard = ["oh no not that", "go", "well  then"], ["oh no that", "go go", "well then"]
+    marks, p = [[1, 0, 0, 1], [0], [1, 0]], [[.9, .6, .2, .4], [.1], [.7, .3]]
+    health = dict(blank_rate=.5, tokens=3, reference_tokens=3, feasible=True)
+    rows = [r | health | dict(text=said[i % 3], hypothesis=heard[i % 3], prosody_annotations=marks[i % 3], prominence=p[i % 3])
+            for i, r in enumerate(answers(0, 5))]
+    sums = json.loads(json.dumps(record.sums_of(rows)))
+    found, true = record.values(sums["seeds"]["0"]), score(rows)
+    for k in record.SHOWN:
+        assert found[k] == pytest.approx(true[k]), k
+        assert found[f"{k}_floor"] == pytest.approx(true[f"{k}_floor"]), k
+
+
+def test_a_record_goes_on_where_another_machine_stopped(tmp_path):
+    """Seeds that were published are neither made again nor lost; rows without sums stand until they are made anew."""
+    from types import SimpleNamespace
+    svm = next(r for r in ROWS if r.kind == "svm")
+    tiny = next(r for r in ROWS if r.id == "table/nemo/whisper-tiny/frozen/emotion alone")
+    file = tmp_path / "record.json"
+    made = {"0": dict(commits=["abc"], machines=["theirs"], minutes=2.0, gradients={})}
+    old = dict(id=tiny.id, settings=tiny.settings, sums=record.sums_of(answers(0, 4)), made=made)
+    stale = dict(id=svm.id, settings=svm.settings, scores={"ser/ua": dict(mean=.5)})
+    record.write_json(file, dict(rows=[old, stale, old | dict(id=ROWS[5].id, settings={})]))
+    args = SimpleNamespace(published=record.published(file, ROWS), out=tmp_path / "runs", publish=file, seeds=2)
+    assert set(args.published) == {svm.id, tiny.id}                    # a row of other settings is not that row
+    assert [(r.id, s) for r, s in record.missing([svm, tiny], args)] == [(svm.id, 0), (tiny.id, 1)]
+    place = tiny.place(args.out)
+    for fold in range(2):
+        run = place / f"fold_{fold}" / "seed_1"
+        (place / "folds" / str(fold)).mkdir(parents=True)
+        (place / "folds" / str(fold) / "test.jsonl").touch()
+        rows = [r for r in answers(1, 4) if int(r["speaker"][1]) % 2 == fold]
+        run.mkdir(parents=True)
+        (run / "predictions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        assert not record.is_whole(place, 1)
+        (run / "test_results.json").write_text("{}")
+    record.write_json(place / "made" / "log.json", dict(commit="def", machine="ours", seed=1, runs=2, minutes=3.0))
+    found = record.told(tiny, ROWS, args)
+    assert found["seeds"] == 2 and found["commits"] == ["abc", "def"] and found["minutes"] == 5.0
+    assert found["scores"]["ser/ua"]["mean"] == pytest.approx(np.mean([record.values(found["sums"]["seeds"][s])["ser/ua"] for s in "01"]))
+    assert record.told(svm, ROWS, args) == stale
+    assert not [s for r, s in record.missing([tiny], args)]
 
 
 def epoch(ua_wrong, wer_wrong, loss, n=40):
