@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py                              # on a GPU: at most 8 minutes; writes runs/gpu.json
     python benchmarks/gpu.py --minutes 15 --parts train   # one part, and time for all of its rows
+    python benchmarks/gpu.py --only 'XLS-R*' --more       # these rows; the others of the file stay
     python benchmarks/gpu.py --toy                        # the same code on a CPU at toy size: half a minute
 
 It needs the checkout and a Python with PyTorch for CUDA and transformers (and peft, for the rows of LoRA).
@@ -53,6 +54,7 @@ import traceback
 import types
 import wave
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
@@ -1044,15 +1046,31 @@ SHOW = {"ceiling": show_ceiling, "correctness": show_correctness, "train": show_
         "loader": show_loader, "decode": show_decode}
 
 
+def earlier_rows(path, about):
+    "Measured rows of a file of the same card, PyTorch and transformers, each with the commit that made it."
+    if not path.is_file():
+        return []
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if any(found["about"][k] != about[k] for k in ("device", "torch", "transformers", "toy")):
+        return []
+    rows = [row for row in found["rows"] if not {"failed", "left_out"} & set(row)]
+    return [dict(row, commit=row.get("commit", found["about"]["commit"])) for row in rows]
+
+
 class Report:
     "The rows: in a JSON file as soon as they are there, and in the end on the screen."
-    def __init__(self, path, about):
-        self.path, self.about, self.rows = Path(path), about, []
+    def __init__(self, path, about, more=False):
+        self.path, self.about = Path(path), about
+        self.rows = earlier_rows(self.path, about) if more else []
         self.path.parent.mkdir(parents=True, exist_ok=True)
 
     def add(self, rows, seconds):
         "Judge some rows, and write all so far; never half a file."
         for row in rows:
+            kept = [r for r in self.rows if (r["part"], r["name"]) != (row["part"], row["name"])]
+            if "left_out" in row and len(kept) < len(self.rows):
+                continue                                   # an earlier run had the time for it
+            self.rows = kept
             judge(row, self.rows, self.about["toy"])
             self.rows.append(row)
         self.about["seconds"] = seconds
@@ -1118,6 +1136,10 @@ def parse():
     parser.add_argument("--minutes", type=float, default=8, help="time for all of it; default: %(default)s")
     parser.add_argument("--parts", nargs="+", choices=TITLES, default=list(TITLES),
                         help="only these; train brings ceiling along")
+    parser.add_argument("--only", nargs="+", metavar="NAME", default=[],
+                        help="only rows of these names, where * stands for anything; the ceiling always")
+    parser.add_argument("--more", action="store_true", help="keep rows of --out that are not measured now, "
+                        "if card and PyTorch are the same")
     parser.add_argument("--toy", action="store_true", help="toy size on the CPU; so it is without a GPU")
     parser.add_argument("--verbose", action="store_true", help="print what the processes say to stderr")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -1138,7 +1160,11 @@ def main():
     groups = (toy_plan if toy else gpu_plan)(min(WORKERS, os.cpu_count()))
     parts = {*args.parts, *["ceiling"] * ("train" in args.parts)}
     groups = [some for jobs in groups if (some := [j for j in jobs if j["part"] in parts])]
-    report = Report(args.out, about)
+    if args.only:
+        def wanted(job):
+            return job["part"] == "ceiling" or any(fnmatchcase(job["name"], n) for n in args.only)
+        groups = [some for jobs in groups if (some := list(filter(wanted, jobs)))]
+    report = Report(args.out, about, args.more)
     try:
         measure(groups, report, "cpu" if toy else "cuda", start, args.verbose)
     finally:

@@ -56,3 +56,16 @@ def test_bare_environment(tmp_path):
 def test_what_does_not_fit_in_the_time_is_named(tmp_path):
     told, table = run(tmp_path, "--minutes", "0.1")
     assert told["rows"] and all("left_out" in r and r["name"] in table for r in told["rows"])
+
+
+def test_more_rows_join_those_of_an_earlier_run(tmp_path):
+    """Rows that are not measured again stay, with their commit; a row that no longer fits does not replace one."""
+    first, _ = run(tmp_path, "--parts", "ctc", "decode")
+    (tmp_path / "gpu.json").write_text(json.dumps(first | dict(about=first["about"] | dict(commit="abc"))), encoding="utf-8")
+    told, _ = run(tmp_path, "--only", "lean*", "--more")
+    by_name = {r["name"]: r for r in told["rows"]}
+    assert set(by_name) == {r["name"] for r in first["rows"]} | {r["name"] for r in told["rows"] if r["part"] == "ceiling"}
+    commits = {name: r.get("commit") for name, r in by_name.items() if r["part"] in ("ctc", "decode")}
+    assert {commits[n] for n in commits if "lean" not in n} == {"abc"} and {commits[n] for n in commits if "lean" in n} == {None}
+    again, _ = run(tmp_path, "--more", "--minutes", "0.01", "--parts", "ctc")
+    assert not any("left_out" in r for r in again["rows"])
