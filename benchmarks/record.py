@@ -261,7 +261,8 @@ def make_crossval(row, place, args, seed, only=None):
     log = "-".join(map(str, ["log", seed] + ([] if only is None else [only]))) + ".txt"
     prosody_ser("crossval", settings | ({} if only is None else dict(only=only)), place / log)
     new, minutes = finished(place, seed) - before, (time.time() - began) / 60
-    about = dict(commit=commit(), machine=machine(), seed=seed, runs=len(new), minutes=minutes)
+    runs = len(new) if only is None else min(1, len(new))  # other folds may have ended meanwhile
+    about = dict(commit=commit(), machine=machine(), seed=seed, runs=runs, minutes=minutes)
     write_json(place / "made" / log.replace(".txt", f"-{began:.0f}.json"), about)
 
 
@@ -676,7 +677,10 @@ def folds_of(row, args):
 
 
 def missing(rows, args):
-    """(row, seed) that are neither published nor made here: the first seed of all rows, then the next."""
+    """(row, seed) that are neither published nor made here: the first seed of all rows, then the next.
+
+    Rows that have no figure at all come first."""
+    rows = sorted(rows, key=lambda row: row.id in args.published)
     once = {row.place(args.out): row for row in reversed(rows)}  # rows of several parts share their runs
     rows = [row for row in rows if row is once[row.place(args.out)]]
     for seed in range(args.seeds):
