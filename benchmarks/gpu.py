@@ -1111,6 +1111,12 @@ def commit():
         return None
 
 
+def stopped_for_time(row):
+    "A row that was stopped since all time was used up is left out, not failed."
+    late = row.get("failed", "").startswith("stopped after")
+    return dict(part=row["part"], name=row["name"], left_out=row["failed"]) if late else row
+
+
 def measure(groups, report, device, start, verbose):
     "Go through the groups while there is time."
     toy, limit = report.about["toy"], 60 * report.about["minutes"]
@@ -1122,7 +1128,10 @@ def measure(groups, report, device, start, verbose):
             why = f"needs {need} s, {max(0, left):.0f} s are left"
             rows, said = [dict(part=j["part"], name=j["name"], left_out=why) for j in jobs], ""
         else:
-            rows, said = ask(jobs, device, toy, left if toy else min(left, max(90, 2 * need)))
+            allowed = left if toy else min(left, max(90, 2 * need))
+            rows, said = ask(jobs, device, toy, allowed)
+            if allowed == left:                            # not the row's fault
+                rows = [stopped_for_time(row) for row in rows]
         report.add(rows, time.monotonic() - start)
         if verbose or any("failed" in row for row in rows):
             print(said[-4000:], file=sys.stderr, flush=True)

@@ -21,10 +21,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoProcessor, PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput, cached_file
 
+from .config import CTC_DEFAULTS, FRAME_RATE, TASKS, TINY_FRAME_RATE, ConfigError, expand_path
+
 from . import alignment, decoding
 from .audio import SAMPLING_RATE, load_samples
 from .backbones import ENCODERS, Backbone, build_encoder, encoder_config, load_encoder, unreadable
-from .config import CTC_DEFAULTS, FRAME_RATE, TASKS, TINY_FRAME_RATE, ConfigError, expand_path
 from .ctc import global_mean, regularised_ctc, world_size
 from .heads import CTCHead, ProsodyHead, SERHead, emotion_losses, normalise_layers
 from .tokenizer import SentencePieceTokenizer, TokenizerError
@@ -563,6 +564,8 @@ def memory_estimate(
     adapters = lora_rank * layers * (10 * H + 2 * F)
     trained = heads + (0 if freeze_backbone else adapters if lora_rank else n)
     rows = max(1, min(batch_size, int(10 * batch_size / seconds)))
+    if lora_rank:
+        size = size._replace(front=0)                                         # frozen, and nothing before it
     chunk, frames = min(seconds, 30), rows * seconds * rate                   # longer ones come in chunks
     again = rows * seconds > 4 * chunk and seconds > chunk                    # chunks are computed again
     alive = rows * chunk * rate if again else frames                          # frames with activations

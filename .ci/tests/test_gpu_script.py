@@ -58,6 +58,14 @@ def test_what_does_not_fit_in_the_time_is_named(tmp_path):
     assert told["rows"] and all("left_out" in r and r["name"] in table for r in told["rows"])
 
 
+def test_what_the_clock_stopped_did_not_fail():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import gpu
+    row = dict(part="train", name="a")
+    assert gpu.stopped_for_time(row | dict(failed="stopped after 27 s")) == row | dict(left_out="stopped after 27 s")
+    assert gpu.stopped_for_time(row | dict(failed="out of memory")) == row | dict(failed="out of memory")
+
+
 def test_more_rows_join_those_of_an_earlier_run(tmp_path):
     """Rows that are not measured again stay, with their commit; a row that no longer fits does not replace one."""
     first, _ = run(tmp_path, "--parts", "ctc", "decode")
