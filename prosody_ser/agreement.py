@@ -350,11 +350,13 @@ def agreement_text(
 
 # %% ../nbs/02c_agreement.ipynb #agr19
 def _heat(ax, table, names, form):
-    "A square table with its numbers."
-    ax.imshow(np.nan_to_num(table), cmap="Blues", vmin=0, vmax=max(1, np.nanmax(table)))
+    "A square table with its numbers: blue above 0, red below, grey where there is none."
+    top = max(1, np.nanmax(table))
+    ax.imshow(np.ma.masked_invalid(table), cmap="RdBu", vmin=-top, vmax=top)
+    ax.set_facecolor("0.92")
     for (i, j), x in np.ndenumerate(table):
         if np.isfinite(x):
-            dark = x > .55 * max(1, np.nanmax(table))
+            dark = abs(x) > .7 * top
             ax.text(j, i, form.format(x), ha="center", va="center", fontsize=8, color="w" if dark else "k")
     ax.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
     ax.set_yticks(range(len(names)), names)

@@ -515,7 +515,7 @@ class EvaluateConfig(DecodingSettings):
         MISSING, "folder of the audio, or one for each manifest", path=True)
     test_jsonl: str | list[str] = setting(MISSING, "manifest to score; several: corpora", path=True)
     emotion_map: str | None = setting(
-        None, "other names of emotions: angry=anger,...; no name behind: no label")
+        None, "other names: angry=anger,...; no name: no label; default: the run's")
     tokenizer_path: str | None = setting(
         None, "checked against the checkpoint's tokenizer; default: that one", path=True)
     batch_size: int = setting(8, "utterances at a time")

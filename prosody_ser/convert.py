@@ -293,6 +293,9 @@ def convert(
     if absent := [u.audio_filepath for u in moved if not audio_path(u).is_file()]:
         given.notes["rows whose sound is not there (--audio_base_path)"] = absent
     print(describe(splits, classes), *notes_text(given.notes), sep="\n")
+    if nameless := sum(u.speaker is None for u in moved):
+        print(f"no speaker in {nameless} of {len(moved)} utterances: no split can be by speaker. Where the "
+              "source names them, say where: --columns speaker=THEIRS")
     files = f": {', '.join(f'{n}.jsonl' for n in splits)}; --audio_base_path {base}"
     print(f"{len(moved)} utterances -> {out}" + files * (to in ("manifest", "nemo")))
     notes = {reason: len(found) for reason, found in given.notes.items()}

@@ -54,6 +54,7 @@ from prosody_ser.text import (
     check_text,
     clean,
     encoding_of,
+    film_folder,
     name_key,
     not_utf8,
     path_key,
@@ -344,8 +345,8 @@ def groups_of(utterances: list[Utterance]) -> list:
     """For each row what must not stand in two splits: its speaker, else its film; None: the row is alone.
 
     A film is the first folder in which the paths differ: film in film/wav/1.wav, the speaker in
-    speaker/chapter/1.wav. Give all splits at once: their paths are compared with each other, those of each
-    corpus for itself."""
+    speaker/chapter/1.wav; a folder such as audio or train is none. Give all splits at once: their paths are
+    compared with each other, those of each corpus for itself."""
     known = {f: _folders(f) for f in {u.audio_filepath.rpartition("/")[0] for u in utterances}}
     folders = [known[u.audio_filepath.rpartition("/")[0]] for u in utterances]
     alone = {u.corpus: set() for u in utterances}
@@ -354,7 +355,7 @@ def groups_of(utterances: list[Utterance]) -> list:
     # all in one folder: that is the film
     depths = {c: max(0, len(os.path.commonprefix(list(fs))) - (len(fs) == 1)) for c, fs in alone.items()}
     firsts = [f[d:d + 1] for f, u in zip(folders, utterances, strict=True) for d in (depths[u.corpus],)]
-    films = ["".join(first) or None for first in firsts]
+    films = [film_folder("".join(first) + "/") or None for first in firsts]     # audio/ is a place, no film
     if len(alone) > 1:
         films = [film and f"{u.corpus}: {film}" for film, u in zip(films, utterances, strict=True)]
     speakers = {s: name_key(s) for s in {u.speaker for u in utterances}}

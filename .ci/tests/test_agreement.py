@@ -7,7 +7,7 @@ import pytest
 from conftest import read, write
 from sklearn.metrics import cohen_kappa_score
 
-from prosody_ser.agreement import agreement, agreement_text, cohen_kappa, fleiss_kappa, merge_file, read_annotations
+from prosody_ser.agreement import agreement, agreement_text, cohen_kappa, fleiss_kappa, merge_file, plot_agreement, read_annotations
 from prosody_ser.data import read_manifest
 from prosody_ser.folder import FolderError
 from prosody_ser.text import ManifestError
@@ -136,6 +136,18 @@ def test_merged_labels_train(files, tmp_path, how):
     (tmp_path / "other.jsonl").write_text("mine\n")
     with pytest.raises(FolderError, match="nothing is written over"):
         merge_file(read_annotations(files), tmp_path / "other.jsonl", how)
+
+
+def test_less_than_chance_is_seen(tmp_path):
+    """A negative kappa is red, with a number that can be read; the same distance from 0 is as strong a colour; no pair is grey."""
+    a = file(tmp_path, "a", [("joy", [1, 0, 0]), ("anger", [0, 1, 0])] * 6)
+    b = file(tmp_path, "b", [("anger", [0, 1, 1]), ("joy", [1, 0, 1])] * 6)
+    ax = plot_agreement(agreement(read_annotations([a, b]), 20)).axes[0]
+    image, = ax.images
+    red, green, blue, alpha = image.cmap(image.norm(image.get_array()))[0, 1]
+    assert [t.get_text() for t in ax.texts] == ["-1.00"] * 2 and red > green + .3 and red > blue + .1 and alpha == 1
+    assert ax.texts[0].get_color() == "w" and image.cmap(image.norm(-1.0)) != image.cmap(image.norm(0.0))
+    assert image.get_array().mask[0, 0] and ax.get_facecolor()[0] < 1
 
 
 def test_two_listeners_leave_ties_and_are_told_so(tmp_path):
