@@ -16,7 +16,7 @@ from itertools import combinations
 from pathlib import Path
 
 from .audio import audio_digest
-from .config import ConfigError, EvaluateConfig, one_folder, paths_of
+from .config import ConfigError, check_files, expand_path, one_folder, paths_of
 from .data import Manifest, read_manifest, rows_digest
 from .labels import classes_of, is_undecided, shares_of, some_class
 from .pack import is_pack
@@ -63,9 +63,7 @@ def own_folders(files, audio_base_path):
     """Manifest -> the folder of its audio and the name of its corpus, where each has a folder of its own,
     else {}. Raises ConfigError for a wrong number of folders."""
     if len(bases := paths_of(audio_base_path)) < 2: return {}
-    if len(bases) != len(files):
-        raise ConfigError(f"--audio_base_path names {len(bases)} folders, and there are {len(files)} "
-                          "manifests: give one folder for all, or one for each manifest, in their order.")
+    check_files(files, bases)
     return dict(zip(files, zip(bases, corpus_names(files, bases), strict=True), strict=True))
 
 def add_rows(splits, name, rows, own=None):
@@ -186,10 +184,10 @@ def rows_of(manifest, audio_base_path):
     files = [manifest] if isinstance(manifest, str | Path) else list(manifest)
     if not files or not isinstance(files[0], str | Path):
         return manifest, audio_base_path, Path(getattr(manifest, "path", None) or "rows").stem
-    bases = [*map(str, audio_base_path)] if isinstance(audio_base_path, list) else str(audio_base_path)
-    config = EvaluateConfig(checkpoint_path="", test_jsonl=[*map(str, files)], audio_base_path=bases)
+    files, bases = ([*map(expand_path, paths)] for paths in (files, paths_of(audio_base_path)))
+    check_files(files, bases)
     name = "_".join(dict.fromkeys(map(corpus_name, files))) if files[1:] else Path(files[0]).stem
-    return read_splits(config)["test"], one_folder(config.audio_base_path), name
+    return _read_split(files, bases, bool(files[1:])), one_folder(bases), name
 
 def named_files(value):
     "The files of a setting in a message."

@@ -33,16 +33,15 @@ from prosody_ser.labels import (
     TIE,
     check_one_kind,
     class_totals,
+    decided_marks,
     hard_label,
     is_class,
     is_emotion,
     is_mark,
-    is_prominent,
     is_soft,
     is_source,
     is_span,
     is_speaker,
-    is_undecided,
     rows_notes,
     shares_problem,
     uses_of,
@@ -50,11 +49,11 @@ from prosody_ser.labels import (
 
 # %% ../nbs/00_data.ipynb #301d88af
 from prosody_ser.text import (
+    PLACES,
     ManifestError,
     check_text,
     clean,
     encoding_of,
-    film_folder,
     name_key,
     not_utf8,
     path_key,
@@ -345,8 +344,8 @@ def groups_of(utterances: list[Utterance]) -> list:
     """For each row what must not stand in two splits: its speaker, else its film; None: the row is alone.
 
     A film is the first folder in which the paths differ: film in film/wav/1.wav, the speaker in
-    speaker/chapter/1.wav; a folder such as audio or train is none. Give all splits at once: their paths are
-    compared with each other, those of each corpus for itself."""
+    speaker/chapter/1.wav. Give all splits at once: their paths are compared with each other, those of each
+    corpus for itself."""
     known = {f: _folders(f) for f in {u.audio_filepath.rpartition("/")[0] for u in utterances}}
     folders = [known[u.audio_filepath.rpartition("/")[0]] for u in utterances]
     alone = {u.corpus: set() for u in utterances}
@@ -355,7 +354,7 @@ def groups_of(utterances: list[Utterance]) -> list:
     # all in one folder: that is the film
     depths = {c: max(0, len(os.path.commonprefix(list(fs))) - (len(fs) == 1)) for c, fs in alone.items()}
     firsts = [f[d:d + 1] for f, u in zip(folders, utterances, strict=True) for d in (depths[u.corpus],)]
-    films = [film_folder("".join(first) + "/") or None for first in firsts]     # audio/ is a place, no film
+    films = ["".join(first) or None for first in firsts]
     if len(alone) > 1:
         films = [film and f"{u.corpus}: {film}" for film, u in zip(films, utterances, strict=True)]
     speakers = {s: name_key(s) for s in {u.speaker for u in utterances}}
@@ -378,12 +377,12 @@ def _folders(path):
 # %% ../nbs/00_data.ipynb #d008
 def _totals(utterances, seconds=None):
     "Counts of a list of utterances: what is counted -> text."
-    marks = [mark for u in utterances for mark in u.prosody_annotations or ()]
-    marks = Counter(is_prominent(mark) for mark in marks if not is_undecided(mark))
+    marks, named = Counter(decided_marks(utterances)), zip(groups_of(utterances), utterances, strict=True)
+    groups = {g for g, u in named if g and (u.speaker or g.split(": ")[-1].lower() not in PLACES)}
     length = {} if seconds is None else {
         "minutes": f"{sum(seconds) / 60:.1f}", "median seconds": f"{np.median(seconds):.1f}"}
     return {"utterances": str(len(utterances)), **length,
-            "speakers or films": str(len({*groups_of(utterances)} - {None})),
+            "speakers or films": str(len(groups)),
             "words": str(sum(len(u.words or ()) for u in utterances)),
             "prominent words": f"{100 * marks[True] / marks.total():.0f} %" if marks else "none"}
 

@@ -103,6 +103,10 @@ def is_undecided(mark):
     "Whether exactly half of the listeners marked a word: it trains, and no score uses it."
     return mark == .5
 
+def decided_marks(utterances):
+    "Whether each word is prominent, of all marked words that are no ties."
+    return [is_prominent(m) for u in utterances for m in u.prosody_annotations or () if not is_undecided(m)]
+
 ACOUSTIC = "acoustic"                       # prosody_source of marks that were computed from the sound
 
 def is_acoustic(marks, source):

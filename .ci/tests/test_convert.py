@@ -11,7 +11,7 @@ from conftest import SHARED, needs, read, write
 
 from prosody_ser.convert import convert
 from prosody_ser.corpus import prepare
-from prosody_ser.data import ManifestError, groups_of, read_manifest
+from prosody_ser.data import ManifestError, read_manifest
 from prosody_ser.folder import FolderError
 from prosody_ser.labels import is_soft, shares_of
 
@@ -81,7 +81,7 @@ def test_rows_with_audio_alone_come_back(tmp_path, to, capsys):
     assert [Path(u.audio_filepath).name[0] for u in back] == list("012345")
     for u, r in zip(back, given, strict=True):
         assert (u.words, u.prosody_annotations, u.emotion, u.speaker) == tuple(map(r.get, ("words", "prosody_annotations", "emotion", "speaker")))
-    assert groups_of(back) == [None] * 5 + ["ama"] and "speakers or films      1" in capsys.readouterr().out
+    assert re.search(r"speakers or films +1\n", capsys.readouterr().out)           # ama; audio is nobody
 
 
 def test_an_audformat_table_of_another_scheme_makes_no_rows(tmp_path):

@@ -232,7 +232,7 @@ def test_audit_of_corpora_with_a_folder_each(two):
     assert not {"straddling groups", "unknown labels"} & {f.check for f in found}
     same, leaks = audit_manifests(files, audio_base_path=str(two / "akan"))                # one folder: each file is a split
     assert len(same) == 6 and "straddling groups" in {f.check for f in leaks}
-    with pytest.raises(ConfigError, match="names 2 folders, and there are 6 manifests"):
+    with pytest.raises(ConfigError, match="names 2 folders, the call 6 manifests"):
         audit_manifests(files, audio_base_path=[bases[0], bases[-1]])
     named = audit_manifests(files, audio_base_path=bases, speaker="(?P<speaker>train)")[0]["train"]
     assert named[0].speaker == "akan/train0"                                               # one that is given stays
