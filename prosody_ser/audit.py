@@ -30,7 +30,8 @@ from .config import one_folder
 from .corpora import add_rows, disjoint_names, own_folders, rename_emotions
 from .data import Utterance, emotion_names, manifest_rows, read_rows
 from .folder import write_new
-from .labels import is_acoustic, is_prominent, is_tied, is_undecided, label_among, name_of, shares_of
+from .labels import is_acoustic, is_prominent, is_tied, is_undecided, label_among, name_of
+from .labels import shares_of
 from .text import ManifestError, film_folder, name_key, path_key, title_of
 from .tokenizer import WORD_FAULTS, frames_needed, look_alikes, repair_word, strip_punctuation
 
