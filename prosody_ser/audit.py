@@ -30,8 +30,7 @@ from .config import one_folder
 from .corpora import add_rows, disjoint_names, own_folders, rename_emotions
 from .data import Utterance, emotion_names, manifest_rows, read_rows
 from .folder import write_new
-from .labels import is_acoustic, is_prominent, is_tied, is_undecided, label_among, name_of
-from .labels import shares_of
+from .labels import classes_of, is_acoustic, is_prominent, is_undecided, label_among
 from .text import ManifestError, film_folder, name_key, path_key, title_of
 from .tokenizer import WORD_FAULTS, frames_needed, look_alikes, repair_word, strip_punctuation
 
@@ -123,7 +122,7 @@ def _classes(train, names, others=()):
     try:
         return emotion_names(train, names, others), ""
     except ManifestError as e:
-        return sorted({str(c) for u in train for c in shares_of(u.emotion)}), str(e)
+        return sorted({str(c) for c in classes_of(train)}), str(e)
 
 # %% ../nbs/02b_audit.ipynb #c033
 _NUMBERS = "seconds", "peak", "rms", "clipped"  # of full scale 1; rms without the mean; % of the samples
@@ -182,8 +181,7 @@ class _Corpus:
 def _rows(splits, classes, plain, pieces):
     "A data frame of the rows; plain, pieces: of each word, the pieces {} without a tokenizer."
     rows = [(s, u.source or u.audio_filepath, path := path_key(u.audio_filepath),
-             f"{path} {u.start or 0:f} {u.end or 0:f}", name_key(u.speaker), label_among(u, classes),
-             is_tied(u.emotion), [name_of(c, classes) for c in shares_of(u.emotion)],
+             f"{path} {u.start or 0:f} {u.end or 0:f}", name_key(u.speaker), *label_among(u, classes),
              u.words or [], u.prosody_annotations, sum(map(is_undecided, u.prosody_annotations or ())),
              is_acoustic(u.prosody_annotations, u.prosody_source)) for s, us in splits.items() for u in us]
     rows = pd.DataFrame(rows, columns="split source path stretch speaker label tied names words marks halves "
