@@ -18,7 +18,7 @@ import numpy as np
 
 from .data import emotion_names, manifest_rows, read_manifest, stretch_key
 from .folder import new_figure, save_figure, to_json, write_new
-from .labels import is_number, is_prominent, name_of
+from .labels import is_number, is_prominent, is_tied, is_undecided, name_of
 from .text import ManifestError, name_key, plain_name
 
 # %% ../nbs/02c_agreement.ipynb #agr3
@@ -136,10 +136,14 @@ def _emotion_ballots(utterances, names):
     classes = emotion_names(rows)
     index = {c: i for i, c in enumerate(classes)}
     def label(a):
-        return -1 if a is None or a.skipped or a.utterance.emotion is None else index[
+        return -1 if a is None or a.skipped or a.utterance.label is None else index[
             name_of(a.utterance.label, classes)]
     labels = [[label(us.get(name)) for name in names] for us in utterances.values()]
     return _Ballots(classes, np.array(labels), np.arange(len(labels)))
+
+def _vote(mark):
+    "What one person says of a word: 1 prominent, 0 not, -1 nothing (a mark of one half)."
+    return -1 if is_undecided(mark) else int(is_prominent(mark))
 
 def _prominence_ballots(utterances, names):
     "The marks: an item a word."
@@ -147,7 +151,7 @@ def _prominence_ballots(utterances, names):
     for i, us in enumerate(utterances.values()):
         words = _words_of(us.values())
         marks = [_marks(us[name], words) if name in us else None for name in names]
-        columns = [[-1] * len(words or ()) if m is None else list(map(is_prominent, m)) for m in marks]
+        columns = [[-1] * len(words or ()) if m is None else list(map(_vote, m)) for m in marks]
         labels += zip(*columns, strict=True)
         owner += [i] * len(words or ())
     return _Ballots(["not", "prominent"], np.array(labels, int).reshape(-1, len(names)), np.array(owner, int))
@@ -234,7 +238,8 @@ def _said(annotation, words):
     "One person's labels as text."
     marks = _marks(annotation, words) or []
     starred = " ".join(f"*{w}*" if is_prominent(m) else w for w, m in zip(words or [], marks, strict=False))
-    emotion = "" if annotation.utterance.emotion is None else str(annotation.utterance.label)
+    label = annotation.utterance.label
+    emotion = "tie" if is_tied(annotation.utterance.emotion) else "" if label is None else str(label)
     text = "skipped" if annotation.skipped else " | ".join(filter(None, [emotion, starred])) or "nothing"
     return text + " (unsure)" * annotation.unsure
 
@@ -254,7 +259,8 @@ def _to_discuss(utterances, emotion, prominence):
 def _work(rows):
     "What one person has done, from their annotations."
     done, seconds = [a for a in rows if not a.skipped], [a.seconds for a in rows if a.seconds is not None]
-    marks = [is_prominent(m) for a in done for m in a.utterance.prosody_annotations or ()]
+    marks = [m for a in done for m in a.utterance.prosody_annotations or () if not is_undecided(m)]
+    marks = list(map(is_prominent, marks))
     return dict(utterances=len(rows), skipped=len(rows) - len(done), unsure=sum(a.unsure for a in done),
                 seconds=float(np.median(seconds)) if seconds else None,
                 marked=float(np.mean(marks)) if marks else None)
@@ -344,11 +350,13 @@ def agreement_text(
 
 # %% ../nbs/02c_agreement.ipynb #agr19
 def _heat(ax, table, names, form):
-    "A square table with its numbers."
-    ax.imshow(np.nan_to_num(table), cmap="Blues", vmin=0, vmax=max(1, np.nanmax(table)))
+    "A square table with its numbers: blue above 0, red below, grey where there is none."
+    top = max(1, np.nanmax(table))
+    ax.imshow(np.ma.masked_invalid(table), cmap="RdBu", vmin=-top, vmax=top)
+    ax.set_facecolor("0.92")
     for (i, j), x in np.ndenumerate(table):
         if np.isfinite(x):
-            dark = x > .55 * max(1, np.nanmax(table))
+            dark = abs(x) > .7 * top
             ax.text(j, i, form.format(x), ha="center", va="center", fontsize=8, color="w" if dark else "k")
     ax.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
     ax.set_yticks(range(len(names)), names)
@@ -383,25 +391,30 @@ def _merged_emotion(labels, how):
 def _merged_marks(marks, how):
     "The marks of the annotators (A, W) of one utterance; None without one."
     if not marks: return None
-    shares = np.mean([[is_prominent(m) for m in own] for own in marks], axis=0)
+    shares = _mark_shares(marks)
     return is_prominent(shares).astype(int).tolist() if how == "majority" else shares.round(4).tolist()
+
+def _mark_shares(marks):
+    "The share of the annotators who marked each word, (W,); a half of one of them counts as a half."
+    return np.mean([[m if is_undecided(m) else is_prominent(m) for m in own] for own in marks], axis=0)
 
 def merge(
     found,          # from read_annotations
     how="majority", # or soft
-) -> tuple:         # rows of a manifest (list of dict), and counts: without_emotion, ties, skipped
+) -> tuple:         # rows of a manifest (list of dict); counts: without_emotion, ties, tied_words, skipped
     "The labels of all annotators in one manifest; fields of the rows that are not labels stay."
     names = emotion_names([a.utterance for us in found.values() for a in us.values()])
     rows, counts = [], Counter()
     for us in _by_utterance(found).values():
         done, words = [a for a in us.values() if not a.skipped], _words_of(us.values())
         first = next(a for a in us.values() if a.utterance.words == words)    # whose word_times fit, too
-        labels = [_kept_name(a.utterance, names) for a in done if a.utterance.emotion is not None]
+        labels = [_kept_name(a.utterance, names) for a in done if a.utterance.label is not None]
         marks = [m for a in done if (m := _marks(a, words))]
         emotion = _merged_emotion(labels, how)
         new = dict(emotion=emotion, words=words, prosody_annotations=_merged_marks(marks, how))
-        counts += Counter(skipped=not done, ties=bool(labels) and emotion is None,
-                          without_emotion=emotion is None)
+        halves = is_undecided(_mark_shares(marks)).sum() if marks else 0
+        counts += Counter(skipped=not done, ties=is_tied(_merged_emotion(labels, "soft")),
+                          tied_words=int(halves), without_emotion=emotion is None)
         row = {k: v for k, v in first.row.items() if k not in {*OWN, *LABELS}}
         rows.append(row | {k: v for k, v in new.items() if v is not None})
     return rows, dict(counts)
@@ -419,11 +432,20 @@ def merge_file(
     "Write the labels of all annotators as one manifest. Raises `FolderError` where another file is there."
     rows, counts = merge(found, how)
     write_new(path, "".join(to_json(row, ensure_ascii=False) + "\n" for row in rows).encode())
-    told = [f"{counts[k]} {what}" for k, what in _TOLD.items() if counts.get(k)]
-    return f"{path}: {len(rows)} utterances, {how} labels" + "".join(f"; {x}" for x in told)
+    told = [f"{counts[k]} {what}" for k, what in (_TOLD | _TIES[how]).items() if counts.get(k)]
+    tied = counts.get("ties") or counts.get("tied_words")
+    text = f"{path}: {len(rows)} utterances, {how} labels" + "".join(f"; {x}" for x in told)
+    return text + (f". {_CURES[how]}" if tied else "")
 
-_TOLD = dict(without_emotion="without an emotion", ties="of these because of a tie",
-             skipped="that everybody skipped")
+_TOLD = dict(without_emotion="without an emotion", skipped="that everybody skipped")
+_TIES = dict(
+    majority=dict(ties="of these because of a tie",
+                  tied_words="words that exactly half of the listeners marked are not prominent"),
+    soft=dict(ties="with a tie of emotions", tied_words="words that exactly half of the listeners marked"))
+_CURES = dict(
+    majority="A third listener decides most ties.",
+    soft="Ties train, and scores leave them out: a third listener decides most of them; --labels majority "
+         "leaves tied emotions without a label, and tied words not prominent.")
 
 # %% ../nbs/02c_agreement.ipynb #agr25
 def agreement_command(config):

@@ -27,11 +27,11 @@ from tqdm.auto import tqdm
 from . import callable_module, data
 from .audio import MENDED, hear
 from .config import one_folder
-from .corpora import add_rows, own_folders
+from .corpora import add_rows, disjoint_names, own_folders, rename_emotions
 from .data import Utterance, emotion_names, manifest_rows, read_rows
 from .folder import write_new
-from .labels import is_acoustic, is_prominent, label_among
-from .text import ManifestError, film_folder, name_key, path_key
+from .labels import classes_of, is_acoustic, is_prominent, is_undecided, label_among
+from .text import ManifestError, film_folder, name_key, path_key, title_of
 from .tokenizer import WORD_FAULTS, frames_needed, look_alikes, repair_word, strip_punctuation
 
 # %% ../nbs/02b_audit.ipynb #c006
@@ -112,22 +112,9 @@ def _places(utterances, segment):
     return pd.DataFrame([_place(u, None) for u in utterances], columns=places.columns)
 
 # %% ../nbs/02b_audit.ipynb #c011
-_SEQUEL = re.compile(
-    r"[\s_.-]+(?:(?:part|pt|episode|ep|volume|vol|season|chapter)[\s_.-]*(?:\d+|[ivx]+|one|two|three)"
-    r"|[ivx]{1,5}|[1-9]\d?|\(?(?:19|20)\d\d\)?)$", re.IGNORECASE)
-_NO_TITLES = "actor chunk clip disc fold folder part segment session speaker spk split subject".split()
-
-def _title_of(recording):
-    "The name without part, episode, year and number: two recordings of one title are sequels."
-    is_file = recording.lower().endswith((".wav", ".flac", ".mp3", ".ogg"))
-    title = Path(recording).stem if is_file else recording
-    while (shorter := _SEQUEL.sub("", title)) not in ("", title):
-        title = shorter
-    return recording if title.lower() in _NO_TITLES else title
-
 def series_of(u: Utterance) -> str:
     "The series of a row's recording, for split_by_group(rows, group=series_of); else of its film folder."
-    return _title_of(_place(u)[0] or film_folder(u.audio_filepath) or u.audio_filepath)
+    return title_of(_place(u)[0] or film_folder(u.audio_filepath) or u.audio_filepath)
 
 # %% ../nbs/02b_audit.ipynb #c017
 def _classes(train, names, others=()):
@@ -135,7 +122,7 @@ def _classes(train, names, others=()):
     try:
         return emotion_names(train, names, others), ""
     except ManifestError as e:
-        return sorted({str(u.label) for u in train if u.emotion is not None}), str(e)
+        return sorted({str(c) for c in classes_of(train)}), str(e)
 
 # %% ../nbs/02b_audit.ipynb #c033
 _NUMBERS = "seconds", "peak", "rms", "clipped"  # of full scale 1; rms without the mean; % of the samples
@@ -194,10 +181,11 @@ class _Corpus:
 def _rows(splits, classes, plain, pieces):
     "A data frame of the rows; plain, pieces: of each word, the pieces {} without a tokenizer."
     rows = [(s, u.source or u.audio_filepath, path := path_key(u.audio_filepath),
-             f"{path} {u.start or 0:f} {u.end or 0:f}", name_key(u.speaker), label_among(u, classes),
-             u.words or [], u.prosody_annotations,
+             f"{path} {u.start or 0:f} {u.end or 0:f}", name_key(u.speaker), *label_among(u, classes),
+             u.words or [], u.prosody_annotations, sum(map(is_undecided, u.prosody_annotations or ())),
              is_acoustic(u.prosody_annotations, u.prosody_source)) for s, us in splits.items() for u in us]
-    rows = pd.DataFrame(rows, columns="split source path stretch speaker label words marks acoustic".split())
+    rows = pd.DataFrame(rows, columns="split source path stretch speaker label tied names words marks halves "
+                        "acoustic".split())
     plain_words = [[plain[w] for w in words if plain[w]] for words in rows.words]
     needed = [frames_needed([i for w in words for i in pieces[w]]) if pieces and words else np.nan
               for words in rows.words]
@@ -244,13 +232,13 @@ def _unreadable_rows(problems, total):
 # %% ../nbs/02b_audit.ipynb #c023
 def _class_counts(corpus):
     "How many rows each class has in each split."
-    lines, rows = [], corpus.rows.groupby("split").size()
+    lines, rows, tied = [], corpus.rows.groupby("split").size(), corpus.rows.groupby("split").tied.sum()
     for split, counts in corpus.counts.items():
         shares = [f"{c} {n} ({100 * n / counts.total():.0f} %)" for c, n in counts.most_common()]
-        without = rows[split] - counts.total()
+        more = {"ties": tied[split], "without a label": rows[split] - counts.total() - tied[split]}
         lines.append(f"{split}: {', '.join(shares) or 'no labels'}"
-                     + (f"; without a label {without}" if without else ""))
-    labelled = sum(counts.total() for counts in corpus.counts.values())
+                     + "".join(f"; {what} {n}" for what, n in more.items() if n))
+    labelled = sum(counts.total() for counts in corpus.counts.values()) + tied.sum()
     return [_finding("mixed labels", bool(corpus.label_problem), 1, [corpus.label_problem]),
             _finding("class counts", labelled, len(corpus.rows), lines)]
 
@@ -258,10 +246,11 @@ def _rare_classes(corpus):
     "Classes with at most one training row, and classes that a split for choosing or testing never shows."
     train, *others = corpus.counts.values()
     trained = [c for c in corpus.classes if train[c]]
-    few = [c for c in corpus.classes if train[c] < 2 and trained]
     rows = corpus.rows[corpus.rows.split == corpus.train]
-    source = dict(zip(rows.label, rows.source, strict=True))
-    lines = [f"{source[c]}: the only {c}" if train[c] else f"{corpus.train}: no {c}" for c in few]
+    uses = Counter(c for names in rows.names for c in names)             # a share is a use, too
+    few = [c for c in corpus.classes if uses[c] < 2 and trained]
+    source = {c: source for names, source in zip(rows.names, rows.source, strict=True) for c in names}
+    lines = [f"{source[c]}: the only {c}" if uses[c] else f"{corpus.train}: no {c}" for c in few]
     gone = [f"{s}: no {c}" for s, counts in corpus.counts.items() if counts for c in trained if not counts[c]]
     return [_finding("rare classes", len(few), len(corpus.classes), lines),
             _finding("absent classes", len(gone), len(train) * len(others), gone[:3 * len(others)])]
@@ -293,6 +282,7 @@ def _prominence(corpus):
     "The share of prominent words in each split."
     annotated = corpus.rows.dropna(subset="marks")
     marks = annotated[["split", "marks"]].explode("marks").dropna(subset="marks")
+    marks = marks[~is_undecided(marks.marks.astype(float))]
     rates = is_prominent(marks.marks.astype(float)).groupby(marks.split, sort=False).mean()
     lines = [f"{s}: {100 * rate:.1f} % of the words are prominent" for s, rate in rates.items()]
     computed = annotated[annotated.acoustic].groupby("split", sort=False).size()
@@ -375,7 +365,7 @@ def _speaker_leaks(corpus):
     one_folder = groups[folder].name.nunique() == 1                # it tells nothing
     leaks = groups[(groups.group_before == 1) & (groups.name != "") & ~(folder & one_folder)]
     films = groups[groups.kind != "speaker"]
-    films = _with_first(films.assign(title=films.name.map(_title_of)), "title", "title")
+    films = _with_first(films.assign(title=films.name.map(title_of)), "title", "title")
     sequels = films[(films.split != films.title_split) & (films.name != films.title_name)]
     unknown = len(corpus.rows) if one_folder and n == 1 and len(corpus.counts) > 1 else 0
     return [_rows_finding("straddling groups", leaks, n),
@@ -468,7 +458,12 @@ def audit(
     splits = {s: us for s, us in _named_splits(splits).items() if us}
     if not splits: return Findings()
     corpus = _survey(splits, audio_base_path, tokenizer, names, frame_rate, segment, seconds, heard)
-    return Findings(filter(None, [_unread_fields(splits), *_check(corpus, frame_rate)]))
+    return Findings(filter(None, [_unread_fields(splits), _foreign(splits), *_check(corpus, frame_rate)]))
+
+def _foreign(splits):
+    "Pairs of corpora whose emotions have no name in common."
+    pairs, n = disjoint_names([u for us in splits.values() for u in us])
+    return _finding("disjoint emotions", len(pairs), n, pairs)
 
 def _unread_fields(splits):
     "Manifests with fields that mean nothing here."
@@ -502,10 +497,13 @@ def audit_manifests(
     manifests,    # JSONL files, the training one first
     audio_base_path=None, # folder of the audio, or a list: one for each manifest of several corpora
     speaker=None, # regular expression with the group speaker that reads file names
+    emotion_map=None, # text: names of emotions, theirs=ours, as training has it
     **more,       # parameters of audit
 ):                # (dict: name -> list of Utterance that can be read, Findings)
-    "Read manifests and audit them."
+    "Read manifests and audit them. Raises `ManifestError` for an emotion_map that does not fit."
     splits, found = _read_splits(manifests, audio_base_path, speaker)
+    if emotion_map:
+        rename_emotions([u for us in splits.values() for u in us], emotion_map, every=True)
     found += audit(splits, audio_base_path=one_folder(audio_base_path), **more)
     return splits, Findings(filter(None, found))
 

@@ -130,16 +130,32 @@ class DurationBatchSampler:
         yield from (groups[i][self.rank] for i in order)
 
 # %% ../nbs/00c_batches.ipynb #d051
-def oversampling_counts(classes, power=1.0, seed=0):
+def oversampling_counts(classes, power=1.0, seed=0, targets=()):
     """How often each row comes in an epoch, int (N,), at least once: rows of rare classes more often.
     classes (N,): class of each row, -100: none; power 1: all classes equally often; 0.5: half way there, on a
-    logarithmic scale; 0: once each. The seed draws which rows come once more than others."""
+    logarithmic scale; 0: once each. The seed draws which rows come once more than others. targets: shares
+    (N, C) where rows have some, which tell what is tied in a row without a class."""
     classes, rng = np.asarray(classes), np.random.default_rng(seed)
+    if np.ndim(targets) == 2 and (tied := (classes == -100) & (np.max(targets, 1) > 0)).any():
+        return _tied_counts(classes, np.asarray(targets), tied, power, rng)
     times, counts = np.ones(len(classes), dtype=int), Counter(classes[classes != -100].tolist())
     for c, n in sorted(counts.items()):
         rows, wanted = np.flatnonzero(classes == c), round(n * (max(counts.values()) / n) ** power)
         times[rows] = wanted // n
         times[rng.permutation(rows)[:wanted % n]] += 1
+    return times
+
+def _tied_counts(classes, targets, tied, power, rng):
+    "The same where some rows (tied, bool (N,)) belong to several classes: as often as these in the mean."
+    parts = np.zeros(targets.shape)                                                       # (N, C)
+    parts[classes >= 0, classes[classes >= 0]] = 1
+    parts[tied] = np.isclose(targets[tied], targets[tied].max(1, keepdims=True))
+    parts /= parts.sum(1, keepdims=True).clip(1)
+    counts, order = parts.sum(0), rng.permutation(len(classes))                           # (C,), (N,)
+    needed = (counts.max() / np.where(counts > 0, counts, counts.max())) ** power
+    wanted = np.where(parts.any(1), parts @ needed, 1)[order].cumsum()
+    times = np.ones(len(classes), dtype=int)
+    times[order] = np.diff(np.floor(wanted + 1e-6), prepend=0)       # each is rounded up or down
     return times
 
 # %% ../nbs/00c_batches.ipynb #d052
@@ -198,7 +214,7 @@ def train_batches(rows, config, size, **order):
     seed, epoch, world and rank of `DurationBatchSampler`."""
     slowest, times = np.asarray(rows.seconds) / min(perturbation_speeds(config.speed_perturb)), None
     if config.balanced_sampling:
-        times = oversampling_counts(rows.emotions, config.balanced_sampling, config.seed)
+        times = oversampling_counts(rows.emotions, config.balanced_sampling, config.seed, rows.targets)
     if config.corpus_temperature != 1:
         places = corpus_places([u.corpus for u in rows.utterances], slowest, config.corpus_temperature)
         slowest = np.array([slowest[turns[0]] for turns in places])

@@ -211,9 +211,9 @@ def _room(name, command=None):
 @dataclass(kw_only=True)
 class _AuditConfig(Settings):
     "Look for what is wrong with a corpus before training: where, why it matters, the cure."
-    manifests: list[str] = setting(
-        MISSING, "JSONL manifests, the training one first", positional=True, path=True)
+    manifests: list[str] = setting(MISSING, "JSONL manifests, training first", positional=True, path=True)
     audio_base_path: str | list[str] | None = setting(None, "folder of the audio, or one for each", path=True)
+    emotion_map: str | None = setting(None, "other names of emotions: angry=anger,...; as in train")
     emotion_names: list[str] | None = setting(None, "names of the emotion indices, or one of: akan, emodb")
     tokenizer_path: str | None = setting(None, ".model file, for CTC and rare letters", path=True)
     frame_rate: float = setting(50.0, "frames a second of the backbone; tiny has 25")
@@ -240,7 +240,7 @@ def _audit(config):
     splits, found = audit_manifests(
         config.manifests, audio_base_path=config.audio_base_path,
         tokenizer=_load_tokenizer(config.tokenizer_path), names=config.emotion_names,
-        frame_rate=config.frame_rate, segment=segment, speaker=config.speaker)
+        frame_rate=config.frame_rate, segment=segment, speaker=config.speaker, emotion_map=config.emotion_map)
     note = "" if config.audio_base_path else "\nThe sound was not checked (--audio_base_path)."
     print(to_json(found) if config.json else report(found) + note)
     aside = sys.stderr if config.json else sys.stdout                    # JSON stays JSON
@@ -524,12 +524,12 @@ def audit_part(
     config, # TrainConfig
 ):
     "Show what is wrong with the corpus."
-    from prosody_ser.audit import audit, audit_manifests
+    from prosody_ser import audit, corpora
+    bases, emotion_map = config.audio_base_path, config.emotion_map
     manifests = [m for m in (config.train_jsonl, config.val_jsonl, config.test_jsonl) if m]
     if any(isinstance(m, list) for m in manifests):
-        from prosody_ser.corpora import read_splits
-        return audit(read_splits(config), one_folder(config.audio_base_path), names=config.emotion_names)
-    return audit_manifests(manifests, audio_base_path=config.audio_base_path, names=config.emotion_names)[1]
+        return audit.audit(corpora.read_splits(config), one_folder(bases), names=config.emotion_names)
+    return audit.audit_manifests(manifests, bases, names=config.emotion_names, emotion_map=emotion_map)[1]
 
 def figure_part(
     file,      # PNG that a command has left

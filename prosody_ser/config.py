@@ -434,17 +434,26 @@ def _empty_settings(c):
         yield "--emotion_names holds an empty name. Name each emotion, or leave the setting out."
 
 # %% ../nbs/01_config.ipynb #severalcorpora
+def _files_problem(files, bases, name):
+    "What is wrong with the manifests that a setting names, and the folders of their audio; empty: nothing."
+    if twice := [file for file in files if files.count(file) > 1]:
+        return f"{name} names {twice[0]} twice. Name it once."
+    if not files or len(bases) < 2 or len(bases) == len(files): return ""
+    return (f"--audio_base_path names {len(bases)} folders, {name} {len(files)} manifests: give one folder "
+            "for all, or one for each manifest of every split, in their order. (A pattern must come whole, "
+            "in quotes: --audio_base_path 'corpus-*.tar'.)")
+
+def check_files(files, bases, name="the call"):
+    """Raise ConfigError for a manifest that is named twice, or a wrong number of folders of audio.
+    files, bases: lists of paths; name: of the setting that names the files."""
+    if problem := _files_problem([*map(str, files)], bases, name): raise ConfigError(problem)
+
 def _corpus_contradictions(c):
     "Those about several manifests, and the folders of their audio."
     bases = paths_of(c.audio_base_path)
     for name in (f"{split}_jsonl" for split in ("train", "val", "test")):
-        files = paths_of(getattr(c, name, None))
-        if twice := [file for file in files if files.count(file) > 1]:
-            yield f"--{name} names {twice[0]} twice. Name it once."
-        if files and len(bases) > 1 and len(bases) != len(files):
-            yield (f"--audio_base_path names {len(bases)} folders, --{name} {len(files)} manifests: give one "
-                   "folder for all, or one for each manifest of every split, in their order. (A pattern must "
-                   "come whole, in quotes: --audio_base_path 'corpus-*.tar'.)")
+        if problem := _files_problem(paths_of(getattr(c, name, None)), bases, f"--{name}"):
+            yield problem
     if getattr(c, "corpus_temperature", 1) != 1 and c.balanced_sampling:
         yield ("--balanced_sampling draws by emotion, --corpus_temperature by corpus. Choose one; emotions "
                "can be weighed by --class_weights balanced.")
@@ -515,7 +524,7 @@ class EvaluateConfig(DecodingSettings):
         MISSING, "folder of the audio, or one for each manifest", path=True)
     test_jsonl: str | list[str] = setting(MISSING, "manifest to score; several: corpora", path=True)
     emotion_map: str | None = setting(
-        None, "other names of emotions: angry=anger,...; no name behind: no label")
+        None, "other names: angry=anger,...; no name: no label; default: the run's")
     tokenizer_path: str | None = setting(
         None, "checked against the checkpoint's tokenizer; default: that one", path=True)
     batch_size: int = setting(8, "utterances at a time")

@@ -22,7 +22,7 @@ from .corpus import notes_text
 from .data import describe, emotion_names, write_manifest
 from .files import find_audio, open_audio
 from .folder import one_writer, refuse_foreign
-from .labels import classes_of, is_soft, name_of, shares_of
+from .labels import classes_of, is_soft, name_of, shares_of, some_class
 from .sources import Source, library_of, pairs_of, read_source
 from .text import ManifestError, name_key
 
@@ -136,7 +136,7 @@ def _columns(splits, pa):
     text, number, share = (dict(dtype=dtype, _type="Value") for dtype in ("string", "int64", "float64"))
     rows = sum(splits.values(), [])
     names = emotion_names(rows)
-    named = any(isinstance(u.label, str) for u in rows)
+    named = any(isinstance(some_class(u.emotion), str) for u in rows)
     index = {name_key(n): i for i, n in enumerate(names)}
     p_scores = any(type(mark) is float for u in rows for mark in u.prosody_annotations or ())
     mark, mark_type = (share, pa.float64()) if p_scores else (number, pa.int64())
@@ -201,7 +201,7 @@ def _write_audformat(splits, out, notes):
     audformat, types = library_of("audformat"), dict(train="train", val="dev", test="test")
     rows, tables = sum(splits.values(), []), [f"db.{name}.csv" for name in splits]
     out.claim("db.yaml", *tables)
-    named = any(isinstance(u.label, str) for u in rows)
+    named = any(isinstance(some_class(u.emotion), str) for u in rows)
     db = audformat.Database(re.sub(r"\W", "_", out.folder.resolve().name), "prosody-ser convert", "other")
     names = emotion_names(rows)
     db.schemes["emotion"] = audformat.Scheme(**dict(labels=names) if named else dict(dtype="int"))
@@ -293,6 +293,9 @@ def convert(
     if absent := [u.audio_filepath for u in moved if not audio_path(u).is_file()]:
         given.notes["rows whose sound is not there (--audio_base_path)"] = absent
     print(describe(splits, classes), *notes_text(given.notes), sep="\n")
+    if nameless := sum(u.speaker is None for u in moved):
+        print(f"no speaker in {nameless} of {len(moved)} utterances: no split can be by speaker. Where the "
+              "source names them, say where: --columns speaker=THEIRS")
     files = f": {', '.join(f'{n}.jsonl' for n in splits)}; --audio_base_path {base}"
     print(f"{len(moved)} utterances -> {out}" + files * (to in ("manifest", "nemo")))
     notes = {reason: len(found) for reason, found in given.notes.items()}

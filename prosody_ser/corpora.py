@@ -12,13 +12,15 @@ import re
 from collections import Counter
 from dataclasses import replace
 from hashlib import blake2b
+from itertools import combinations
 from pathlib import Path
 
 from .audio import audio_digest
-from .config import ConfigError, EvaluateConfig, one_folder, paths_of
+from .config import ConfigError, check_files, expand_path, one_folder, paths_of
 from .data import Manifest, read_manifest, rows_digest
-from .labels import classes_of
+from .labels import classes_of, is_undecided, shares_of, some_class
 from .pack import is_pack
+from .sources import pairs_of
 from .text import ManifestError, name_key
 
 # %% ../nbs/01f_corpora.ipynb #names
@@ -61,9 +63,7 @@ def own_folders(files, audio_base_path):
     """Manifest -> the folder of its audio and the name of its corpus, where each has a folder of its own,
     else {}. Raises ConfigError for a wrong number of folders."""
     if len(bases := paths_of(audio_base_path)) < 2: return {}
-    if len(bases) != len(files):
-        raise ConfigError(f"--audio_base_path names {len(bases)} folders, and there are {len(files)} "
-                          "manifests: give one folder for all, or one for each manifest, in their order.")
+    check_files(files, bases)
     return dict(zip(files, zip(bases, corpus_names(files, bases), strict=True), strict=True))
 
 def add_rows(splits, name, rows, own=None):
@@ -104,20 +104,36 @@ def read_splits(
 def rename_emotions(rows, emotion_map, every=False):
     """Give the emotions of rows the names of --emotion_map, in place. A part of a corpus may well lack one of
     its names; every: raise `ManifestError` for those."""
-    from prosody_ser.convert import map_emotions, pairs_of  # here: few runs need it
+    from prosody_ser.convert import map_emotions  # here: few runs need it
     names, there = pairs_of(emotion_map, "emotion_map"), {name_key(c) for c in classes_of(rows)}
     map_emotions(rows, {n: ours for n, ours in names.items() if every or name_key(n) in there})
+
+def own_map(config, rows, classes):
+    """The emotion_map of an evaluation, and a dict of what its report tells of it. Where none is given: that
+    of the run which the checkpoint lies in, for names alone that are no classes of the model."""
+    if config.emotion_map is not None or not classes: return config.emotion_map, {}
+    try:
+        text = (Path(config.checkpoint_path).parent/"train_config.json").read_text(encoding="utf-8")
+        own = pairs_of(json.loads(text).get("emotion_map"), "emotion_map")
+    except (OSError, ValueError, AttributeError):
+        return None, {}                                       # no run
+    known, there = ({*map(name_key, names)} for names in (classes, classes_of(rows)))
+    own = {n: ours for n, ours in own.items() if name_key(n) in there - known}
+    text = ",".join(f"{n}={ours}" for n, ours in own.items()) or None
+    told = f"emotions renamed as in the run's training: {text} (--emotion_map '' leaves them as they are)"
+    return text, dict(renamed=told) if text else {}
 
 def _check_indices(rows, config, several):
     "Raise ManifestError for indices of several corpora: nothing says that they count alike."
     if not several or getattr(config, "emotion_names", True): return       # a model knows its own
-    if first := next((u for u in rows if isinstance(u.label, int)), None):
+    first = next((u for u in rows if isinstance(some_class(u.emotion), int)), None)
+    if first:
         raise ManifestError(indices_told(first))
 
 def indices_told(u):
     "What is wrong with a row of one of several corpora whose emotion is an index."
-    return (f"{u.source}: emotion {u.label} is an index, and corpora may number their emotions each in its "
-            "way. Write names, or say --emotion_names where all have the same numbers.")
+    return (f"{u.source}: emotion {some_class(u.emotion)} is an index, and corpora may number their emotions "
+            "each in its way. Write names, or say --emotion_names where all have the same numbers.")
 
 # %% ../nbs/01f_corpora.ipynb #digest
 def rows_as_given(rows):
@@ -168,10 +184,10 @@ def rows_of(manifest, audio_base_path):
     files = [manifest] if isinstance(manifest, str | Path) else list(manifest)
     if not files or not isinstance(files[0], str | Path):
         return manifest, audio_base_path, Path(getattr(manifest, "path", None) or "rows").stem
-    bases = [*map(str, audio_base_path)] if isinstance(audio_base_path, list) else str(audio_base_path)
-    config = EvaluateConfig(checkpoint_path="", test_jsonl=[*map(str, files)], audio_base_path=bases)
+    files, bases = ([*map(expand_path, paths)] for paths in (files, paths_of(audio_base_path)))
+    check_files(files, bases)
     name = "_".join(dict.fromkeys(map(corpus_name, files))) if files[1:] else Path(files[0]).stem
-    return read_splits(config)["test"], one_folder(config.audio_base_path), name
+    return _read_split(files, bases, bool(files[1:])), one_folder(bases), name
 
 def named_files(value):
     "The files of a setting in a message."
@@ -183,7 +199,7 @@ LABELS = {"ser": ("emotion", "emotion"), "asr": ("words", "transcript"),
 
 def check_labels(splits, config):
     """Raise ManifestError where training or validation has no label at all for a head that is on,
-    ConfigError where there are no two corpora to draw from."""
+    or validation no label for it that is no tie; ConfigError where there are no two corpora to draw from."""
     if config.corpus_temperature != 1 and len(counts_of(splits["train"])) < 2:
         raise ConfigError("--corpus_temperature draws from several corpora, and the training rows are of "
                           "one. Name several manifests, or leave it out.")
@@ -195,11 +211,30 @@ def check_labels(splits, config):
             others = " ".join(f"--use_alpha_{t}" for t in config.tasks if t != task) or "name other heads"
             raise ManifestError(f"{file}: no row has a label for the {head} head ({field} is missing "
                                 f"everywhere). Add labels, or leave that head out: {others}.")
+    for task in config.tasks:
+        if any(map(_SCORED[task], splits["val"])): continue
+        raise ManifestError(f"{named_files(config.val_jsonl)}: no score of the {LABELS[task][1]} head can be "
+                            "computed, since all its labels are ties (half of the listeners each). Add "
+                            "validation rows without ties; a third listener decides most of them.")
+
+_SCORED = {"ser": lambda u: u.label is not None, "asr": lambda u: u.words,
+           "prosody": lambda u: not all(map(is_undecided, u.prosody_annotations or ()))}
 
 # %% ../nbs/01f_corpora.ipynb #tell
 def counts_of(rows):
     "Corpus -> how many rows are of it; rows of none are left out."
     return Counter(u.corpus for u in rows if u.corpus)
+
+def disjoint_names(rows):
+    "Pairs of corpora whose emotions have no name in common, as texts; how many pairs there are."
+    names = {}
+    for u in rows:
+        mine = names.setdefault(u.corpus, {}) if u.corpus else {}
+        mine |= {name_key(c): c for c in shares_of(u.emotion) if isinstance(c, str)}
+    pairs = list(combinations({c: mine for c, mine in names.items() if mine}.items(), 2))
+    texts = [" and ".join(f"{c} ({', '.join(sorted(mine.values()))})" for c, mine in pair)
+             for pair in pairs if pair[0][1].keys().isdisjoint(pair[1][1])]
+    return texts, len(pairs)
 
 def corpora_text(
     splits, # dict: split -> rows

@@ -25,7 +25,7 @@ from .corpora import SPLITS, indices_told, read_splits
 from .data import emotion_names, rows_digest
 from .evaluate import Scores, markdown_table
 from .evaluation import METRIC_NAMES, save_figure
-from .labels import classes_of, name_of, shares_of
+from .labels import NO_EMOTION, TIE, classes_of, is_tied, name_of, shares_of, some_class
 from .run import Run, log_main, write_main
 from .sources import pairs_of
 from .text import ManifestError, name_key
@@ -47,7 +47,7 @@ def _with_map(config, folders):
         pairs = [f"{theirs}={ours}" for theirs, ours in given.items() if name_key(theirs) in mine]
         found[name] = replace(found[name], emotion_map=",".join(pairs) or None)
     map_emotions(known, given)                                    # a name that no corpus has is told
-    first = next((u for u in known if isinstance(u.label, int)), None)
+    first = next((u for u in known if isinstance(some_class(u.emotion), int)), None)
     if first and not config.emotion_names:
         raise ManifestError(indices_told(first))
     return found
@@ -60,7 +60,7 @@ def _known_rows(rows, classes, names):
         if said and all(name_key(c) in known for c in said):
             kept.append(u)
         else:
-            left[name_of(u.label, names) if said else "(no emotion)"] += 1
+            left[TIE if is_tied(u.emotion) else name_of(u.label, names) if said else NO_EMOTION] += 1
     return kept, dict(left)
 
 # %% ../nbs/10b_crosscorpus.ipynb #check

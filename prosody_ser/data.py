@@ -29,22 +29,27 @@ import numpy as np
 
 from prosody_ser.labels import (
     LAST_INDEX,
+    NO_EMOTION,
+    TIE,
     check_one_kind,
-    emotion_ids,
+    class_totals,
+    decided_marks,
     hard_label,
-    is_acoustic,
     is_class,
     is_emotion,
     is_mark,
-    is_prominent,
     is_soft,
     is_source,
     is_span,
     is_speaker,
+    rows_notes,
     shares_problem,
     uses_of,
 )
+
+# %% ../nbs/00_data.ipynb #301d88af
 from prosody_ser.text import (
+    PLACES,
     ManifestError,
     check_text,
     clean,
@@ -80,7 +85,7 @@ class Utterance:
 
     @property
     def label(self):
-        "The emotion as one name or index: where there are shares, the class with the largest one."
+        "The emotion as one name or index; of shares the class with the largest one, of a tie None."
         return hard_label(self.emotion)
 
 # %% ../nbs/00_data.ipynb #c008
@@ -372,11 +377,12 @@ def _folders(path):
 # %% ../nbs/00_data.ipynb #d008
 def _totals(utterances, seconds=None):
     "Counts of a list of utterances: what is counted -> text."
-    marks = Counter(is_prominent(mark) for u in utterances for mark in u.prosody_annotations or ())
+    marks, named = Counter(decided_marks(utterances)), zip(groups_of(utterances), utterances, strict=True)
+    groups = {g for g, u in named if g and (u.speaker or g.split(": ")[-1].lower() not in PLACES)}
     length = {} if seconds is None else {
         "minutes": f"{sum(seconds) / 60:.1f}", "median seconds": f"{np.median(seconds):.1f}"}
     return {"utterances": str(len(utterances)), **length,
-            "speakers or films": str(len({*groups_of(utterances)} - {None})),
+            "speakers or films": str(len(groups)),
             "words": str(sum(len(u.words or ()) for u in utterances)),
             "prominent words": f"{100 * marks[True] / marks.total():.0f} %" if marks else "none"}
 
@@ -405,7 +411,7 @@ class Manifest(list):
 
     def _repr_html_(self):
         "Counts and the first rows; no audio is read."
-        emotions = Counter(str(u.label) for u in self if u.emotion is not None)
+        emotions = Counter(TIE if u.label is None else str(u.label) for u in self if u.emotion is not None)
         counts = _totals(self) | {"emotions": ", ".join(f"{e} {n}" for e, n in sorted(emotions.items()))}
         fields = "audio_filepath", "speaker", "emotion", "text"
         first = [["" if (x := getattr(u, f)) is None else str(x) for f in fields] for u in self[:4]]
@@ -574,21 +580,16 @@ def duplicate_rows(utterances):
 def describe(splits: dict, names: list[str] | None, seconds: dict | None = None) -> str:
     """A table of rows, minutes, words, prominence and emotions, one column a split.
     splits: name -> utterances; names: the emotion classes; seconds: name -> lengths, from `check_audio`."""
-    columns, classes = [], {**dict(enumerate(names)), -100: "(no emotion)"} if names else {}
+    columns, found = [], {s: class_totals(rows, names or []) for s, rows in splits.items()}
+    classes = [*names, *[TIE] * any(n[TIE] for n in found.values()), NO_EMOTION] if names else []
     for split, rows in splits.items():
-        ids = Counter(emotion_ids(rows, names))
-        counts = {name: str(ids[i]) for i, name in classes.items()}
+        counts = {name: str(found[split][name]) for name in classes}
         columns += [{"": split} | _totals(rows, seconds and seconds[split]) | counts] if rows else []
-    soft = sum(is_soft(u.emotion) for rows in splits.values() for u in rows)
-    marked = [u for rows in splits.values() for u in rows if u.prosody_annotations]
-    acoustic = sum(is_acoustic(u.prosody_annotations, u.prosody_source) for u in marked)
     unread = sorted({name for rows in splits.values() for name in getattr(rows, "unread", ())})
     lines = [[head, *(column[head] for column in columns)] for head in (columns or [[]])[0]]
     first, *widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)] or [0]
     table = ["  ".join([head.ljust(first), *map(str.rjust, cells, widths)]) for head, *cells in lines]
-    table += [f"{soft} soft labels: counted as the emotion with the largest share"] * bool(soft)
-    counts = f"prominence of {acoustic} utterances is acoustic, of {len(marked) - acoustic} by ear"
-    table += [counts] * bool(acoustic)
+    table += rows_notes([u for rows in splits.values() for u in rows])
     return "\n".join(table + [f"fields that are not read: {', '.join(unread)}"] * bool(unread))
 
 # %% ../nbs/00_data.ipynb #cut1

@@ -35,9 +35,9 @@ from . import evaluation
 from .audio import SAMPLING_RATE, load_audio
 from .batches import SpeechDataset
 from .config import EvaluateConfig, one_folder
-from .corpora import corpus_rows, corpus_scores, named_files, read_splits, rename_emotions
+from .corpora import corpus_rows, corpus_scores, named_files, own_map, read_splits, rename_emotions
 from .folder import free_for_tables, new_figure, numbers_only, one_writer, to_json, write_whole
-from .labels import check_indices, is_prominent, label_notes
+from .labels import check_indices, is_prominent, label_notes, reference_text
 from .pack import stage_audio
 from .parsing import from_parameters
 from .selection import floor_warnings
@@ -195,7 +195,7 @@ def _transcript_rows(metrics):
     return ["", "value"], [[name, form.format(metrics[k]).replace("%", " %")] for k, (name, form) in rows]
 
 # %% ../nbs/07b_report.ipynb #c043
-_IN_WORDS = {"choice", "corpora", "intervals", "calibration", "unknown_words"}  # told beside the scores
+_IN_WORDS = {"choice", "renamed", "corpora", "intervals", "calibration", "unknown_words"}  # told in notes
 
 def _calibration_note(calibration, metrics):
     "What the temperature did, from the dict of calibrate."
@@ -210,7 +210,7 @@ def _calibration_note(calibration, metrics):
 def _notes(metrics, settings):
     "Sentences to read with the scores."
     drawn, calibration = settings.get("intervals"), settings.get("calibration")
-    notes = [settings["choice"]] if "choice" in settings else []
+    notes = [settings[k] for k in ("choice", "renamed") if k in settings]
     notes += label_notes(metrics)
     notes += [evaluation.describe_intervals(drawn)] if drawn else []
     if calibration:
@@ -387,7 +387,7 @@ def card_html(
     "One utterance with what the model made of it."
     emotion, heard = "", record.get("hypothesis")
     if "predicted_emotion" in record:
-        true, predicted = escape(record["emotion"] or "no label"), escape(record["predicted_emotion"])
+        true, predicted = escape(reference_text(record)), escape(record["predicted_emotion"])
         emotion = f'<h3><span class="truth">{true}</span> heard as {predicted}</h3>'
     source = [record.get("id"), record.get("speaker") and f"speaker {record['speaker']}"]
     note = f'<p class="note">{escape(" · ".join(str(s) for s in source if s))}</p>'
@@ -568,7 +568,8 @@ def evaluate_checkpoint(
     about = {k: settings.pop(k) for k in ("checkpoint_path", "tokenizer_path", "test_jsonl")}
     settings["audio_base_path"] = one_folder(config.audio_base_path)
     rows = read_splits(replace(config, emotion_map=None))["test"]
-    return evaluate_model(model, rows, about=about, **settings)
+    settings["emotion_map"], told = own_map(config, rows, model.config.id2label.values() if model.ser else ())
+    return evaluate_model(model, rows, about=about | told, **settings)
 
 # %% ../nbs/07b_report.ipynb #c036
 def compare_models(

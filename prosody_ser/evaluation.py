@@ -22,7 +22,7 @@ from scipy.special import log_softmax, softmax
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix, roc_auc_score
 
 from .folder import new_figure, save_figure, to_json, write_whole
-from .labels import is_acoustic, is_prominent, soft_count
+from .labels import is_acoustic, is_prominent, is_tied, is_undecided, soft_counts
 from .text import ManifestError, clean, read_text
 
 # %% ../nbs/07_evaluation.ipynb #c032
@@ -63,7 +63,7 @@ def ser_metrics(
 def with_emotion(
     records, # from predict
 ) -> list[dict]:
-    "The records that have both an emotion and a prediction of it."
+    "The records that have both an emotion, one that is no tie, and a prediction of it."
     return [r for r in records if r["emotion"] is not None and "predicted_emotion" in r]
 
 def plot_confusion(
@@ -353,22 +353,22 @@ def _prosody_scores(counts):
             "prosody/recall": recall, "prosody/accuracy": accuracy}
 
 def prosody_metrics(
-    marks,         # of every labelled word: 0/1, or shares, of which those above .5 are prominent
+    marks,         # of every labelled word: 0/1, or shares: above .5 prominent, at .5 left out
     probabilities, # of being prominent
-) -> dict:
+) -> dict:         # empty where no word is left
     "F1, precision, recall and accuracy of prominent words and ROC-AUC, with floors."
-    marks = is_prominent(np.asarray(marks, float)).astype(int)
-    probabilities = np.asarray(probabilities, float)
-    auc = {}
-    if 0 < marks.mean() < 1:                                                # needs both kinds of words
-        auc = {"prosody/roc_auc": float(roc_auc_score(marks, probabilities)), "prosody/roc_auc_floor": 0.5}
-    counts = confusion_matrix(marks, probabilities > 0.5, labels=[0, 1])    # (2, 2)
+    marks, p = np.asarray(marks, float), np.asarray(probabilities, float)
+    marks, p = (x[~is_undecided(marks)] for x in (is_prominent(marks).astype(int), p))
+    if not len(marks): return {}
+    both = 0 < marks.mean() < 1                                             # kinds of words
+    auc = {"prosody/roc_auc": float(roc_auc_score(marks, p)), "prosody/roc_auc_floor": .5} if both else {}
+    counts = confusion_matrix(marks, p > 0.5, labels=[0, 1])    # (2, 2)
     return auc | _with_floors(_prosody_scores, counts) | {"prosody/n": len(marks)}
 
 # %% ../nbs/07_evaluation.ipynb #c024
 def _having(key, records):
-    "The records that have a transcript (text) or marked words (prosody_annotations)."
-    return [r for r in records if r.get(key)]
+    "The records that have a transcript (text), or marks (prosody_annotations) of which one is no tie."
+    return [r for r in records if not all(map(is_undecided, r.get(key) or ()))]
 
 def _words(records, key):
     "The values of all words in one list."
@@ -381,15 +381,14 @@ def score(
     metrics = {}
     if rows := with_emotion(records):
         metrics |= ser_metrics([r["emotion"] for r in rows], [r["predicted_emotion"] for r in rows])
-        metrics |= confidence_metrics(rows) | soft_count("ser", ["emotion_shares" in r for r in rows])
+        metrics |= confidence_metrics(rows)
     if rows := _having("text", records):
         metrics |= asr_metrics([r["text"] for r in rows], [r["hypothesis"] for r in rows]) | _ctc_health(rows)
     if rows := _having("prosody_annotations", records):
-        marks, p = _words(rows, "prosody_annotations"), _words(rows, "prominence")
-        metrics |= prosody_metrics(marks, p) | soft_count("prosody", [0 < mark < 1 for mark in marks])
+        metrics |= prosody_metrics(_words(rows, "prosody_annotations"), _words(rows, "prominence"))
         acoustic = sum(is_acoustic(r["prosody_annotations"], r.get("prosody_source")) for r in rows)
         metrics |= {"prosody/acoustic_rows": acoustic, "prosody/rows": len(rows)} if acoustic else {}
-    return metrics
+    return metrics | soft_counts(records)
 
 # %% ../nbs/07_evaluation.ipynb #c006
 _MIN_GROUPS, _FEW_GROUPS = 3, 10
@@ -452,8 +451,8 @@ def _draw_asr(records, owner, *draws):
 def _draw_prosody(records, owner, *draws):
     "Scores (resamples,) of the prominent words in each drawn set."
     marks, p = (np.array(_words(records, k), float) for k in ("prosody_annotations", "prominence"))
-    marks = is_prominent(marks).astype(float)
     owner = owner.repeat([len(r["prosody_annotations"]) for r in records])                  # (M,) words
+    marks, p, owner = (x[~is_undecided(marks)] for x in (is_prominent(marks).astype(float), p, owner))
     counts = np.eye(4)[(2 * marks + (p > .5)).astype(int)].reshape(-1, 2, 2)                # (M, 2, 2)
     auc = {"prosody/roc_auc": _drawn_auc(marks, p, owner, *draws)}
     return _prosody_scores(_drawn_sums(counts, owner, *draws)) | auc
@@ -603,7 +602,8 @@ def _prediction(line, place):
         record = json.loads(line)
     except json.JSONDecodeError as e:
         raise ManifestError(f"{place}: not JSON ({e.msg}, column {e.colno}). {_GIVE_PREDICTIONS}") from None
-    if isinstance(record, dict) and "id" in record: return record
+    if isinstance(record, dict) and "id" in record:
+        return record | dict(emotion=None) if is_tied(record.get("emotion_shares")) else record
     raise ManifestError(f"{place}: no prediction, an object with an id. {_GIVE_PREDICTIONS}")
 
 _GIVE_PREDICTIONS = "Give the predictions.jsonl that an evaluation has written; was it cut off?"

@@ -54,12 +54,20 @@ def name_of(emotion, names):
     spelt = {name_key(name): name for name in names}
     return names[emotion] if is_index else spelt.get(name_key(emotion), str(emotion))
 
+def some_class(emotion):
+    "One of the classes that an emotion names: it tells names from indices. None without a label."
+    return next(iter(shares_of(emotion)), None)
+
 def hard_label(emotion):
-    "The class with the largest share; of equal shares the first by name, or by index."
+    "The class with the largest share; None without a label, or where the largest shares are equal (a tie)."
     if not is_soft(emotion): return emotion
-    def order(item):
-        return -item[1], item[0] if isinstance(item[0], int) else name_key(item[0])
-    return min(shares_of(emotion).items(), key=order)[0]
+    shares = shares_of(emotion)
+    first, *others = sorted(shares, key=shares.get, reverse=True) or [None]
+    return None if others and math.isclose(shares[first], shares[others[0]]) else first
+
+def is_tied(emotion):
+    "Whether an emotion has shares of which none is the largest: it trains, and no score uses it."
+    return is_soft(emotion) and hard_label(emotion) is None
 
 # %% ../nbs/00_labels.ipynb #lab7
 _ROUNDING = 0.01 + 1e-9
@@ -91,6 +99,14 @@ def is_prominent(mark):
     "Whether more than half of the listeners marked a word."
     return mark > .5
 
+def is_undecided(mark):
+    "Whether exactly half of the listeners marked a word: it trains, and no score uses it."
+    return mark == .5
+
+def decided_marks(utterances):
+    "Whether each word is prominent, of all marked words that are no ties."
+    return [is_prominent(m) for u in utterances for m in u.prosody_annotations or () if not is_undecided(m)]
+
 ACOUSTIC = "acoustic"                       # prosody_source of marks that were computed from the sound
 
 def is_acoustic(marks, source):
@@ -101,17 +117,17 @@ def is_acoustic(marks, source):
 def check_indices(utterances, names, meant=None):
     """Raise ManifestError for an index where the classes were collected from names.
     meant: whether their order was given, so that 0 is the first; None (older models): warn if sorted."""
-    indices = (u for u in utterances if isinstance(u.label, int))
-    first = next((u for u in indices if str(u.label) not in names), None)
-    if meant or first is None or (meant is None and names != sorted(names)): return
-    problem = f"{first.source}: emotion {first.label} is an index, but the model was trained on names, of "
-    problem += f"which none is number {first.label}: {', '.join(names)}. Write the names in the manifest."
+    indices = ((u.source, c) for u in utterances if isinstance(c := some_class(u.emotion), int))
+    source, i = next(((source, i) for source, i in indices if str(i) not in names), ("", None))
+    if meant or i is None or (meant is None and names != sorted(names)): return
+    problem = f"{source}: emotion {i} is an index, but the model was trained on names, of "
+    problem += f"which none is number {i}: {', '.join(names)}. Write the names in the manifest."
     if meant is None: return warnings.warn(problem, stacklevel=2)
     raise ManifestError(problem)
 
 def emotion_ids(utterances, names):
-    """The class of each utterance: its index among the names; -100 without a label, or without names.
-    Raises `ManifestError` for an emotion that is not among them."""
+    """The class of each utterance: its index among the names; -100 without a label, for a tie, or without
+    names. Raises `ManifestError` for an emotion that is not among them."""
     if not names: return [-100] * len(utterances)
     found = _Index(names)
     return [-100 if u.emotion is None else found.checked(u) for u in utterances]
@@ -126,7 +142,7 @@ class _Index(dict):
         return i
 
     def checked(self, u):
-        "The index of a row's hard label. Raises ManifestError where one of its classes is none of these."
+        "The index of a row's hard label, -100: a tie. Raises ManifestError where a class is none of these."
         if not is_soft(u.emotion) and u.emotion in self: return self[u.emotion]       # checked before
         n, every = len(self.names), ", ".join(self.names)
         if isinstance(u.emotion, list) and len(u.emotion) != n:
@@ -136,12 +152,13 @@ class _Index(dict):
             if isinstance(self[c], str) or self[c] >= n:
                 count = "" if isinstance(self[c], str) else ", counted from 0"
                 raise ManifestError(f"{u.source}: unknown emotion {c!r}; the {n} classes are {every}{count}. "
-                                    "Correct the label, or give all by --emotion_names.")
-        return self[u.label]
+                                    f"Correct the label, or give it one of these names: --emotion_map {c}="
+                                    "OURS (before training also: all names by --emotion_names).")
+        return -100 if u.label is None else self[u.label]
 
 def emotion_targets(utterances, names):
     """What the loss learns: the class of each utterance, as `emotion_ids`; where a row has shares, the shares
-    (N, C) of all. -100 without a label. Raises as `emotion_ids`."""
+    (N, C) of all, also of a tie. -100 without a label. Raises as `emotion_ids`."""
     ids, found = emotion_ids(utterances, names), _Index(names or [])
     if not names or not any(is_soft(u.emotion) for u in utterances): return ids
     targets = [[-100.0 if u.emotion is None else 0.0] * len(names) for u in utterances]
@@ -150,6 +167,13 @@ def emotion_targets(utterances, names):
         for c, share in shares.items():
             target[found[c]] += share / sum(shares.values())
     return targets
+
+TIE, NO_EMOTION = "(tie)", "(no emotion)"
+
+def class_totals(utterances, names):
+    "How many rows each class is the largest of; of ties and of rows without a label, too."
+    ids = zip(emotion_ids(utterances, names), utterances, strict=True)
+    return Counter(names[i] if i >= 0 else TIE if is_tied(u.emotion) else NO_EMOTION for i, u in ids)
 
 # %% ../nbs/00_labels.ipynb #labrules1
 def is_speaker(x):
@@ -166,30 +190,44 @@ def is_span(start, end):
 
 def check_one_kind(utterances):
     "Raise ManifestError where some emotions are names and others indices: nothing says which name is 0."
-    named = next((u for u in utterances if isinstance(u.label, str)), None)
-    indices = named and [u for u in utterances if isinstance(u.label, int)]
+    found = [(some_class(u.emotion), u.source) for u in utterances]
+    name = next((c for c, _ in found if isinstance(c, str)), None)
+    indices = [] if name is None else [(c, source) for c, source in found if isinstance(c, int)]
     if indices:
-        first, name = min(indices, key=lambda u: u.label), named.label
-        example = f"emotion {first.label} is an index while other rows use names such as {name!r}"
-        raise ManifestError(f"{first.source}: {example}. Use one of the two, or give --emotion_names.")
+        first, source = min(indices, key=lambda x: x[0])
+        example = f"emotion {first} is an index while other rows use names such as {name!r}"
+        raise ManifestError(f"{source}: {example}. Use one of the two, or give --emotion_names.")
 
 def label_among(u, classes):
-    "The class of a row by name; where it has shares, one that is unknown, else that of the largest."
-    if u.emotion is None: return None
-    named = [name_of(c, classes) for c in (u.label, *shares_of(u.emotion))]
-    return next((name for name in named if name not in classes), named[0])
+    """The class of a row by name: of shares one that is unknown, else that of the largest, of a tie None;
+    whether it is a tie; the names of all its classes."""
+    named = {c: name_of(c, classes) for c in shares_of(u.emotion)}
+    label = next((name for name in named.values() if name not in classes), named.get(u.label))
+    return label, is_tied(u.emotion), [*named.values()]
 
 # %% ../nbs/00_labels.ipynb #labcount1
-def soft_count(task, are_soft):
-    "How many labels are shares, which a score takes for the larger part; nothing where none is."
-    return {f"{task}/soft_n": sum(are_soft)} if any(are_soft) else {}
+def soft_counts(records):
+    "How many labels are shares, which a score takes for the larger part, and how many are ties; no zeros."
+    shares = [r["emotion_shares"] for r in records if "emotion_shares" in r and "predicted_emotion" in r]
+    marks = [mark for r in records for mark in r.get("prosody_annotations") or ()]
+    tied, halves = sum(map(is_tied, shares)), sum(map(is_undecided, marks))
+    counts = {"ser/soft_n": len(shares) - tied, "ser/tied_n": tied,
+              "prosody/soft_n": sum(0 < mark < 1 for mark in marks) - halves, "prosody/tied_n": halves}
+    return {k: n for k, n in counts.items() if n}
+
+def _ties(rows, words, told):
+    "How many utterances and words are ties, and what is done with them; a list."
+    counts = [f"{rows} utterances have no single most frequent emotion"] * bool(rows)
+    counts += [f"{words} words were marked by exactly half of the listeners"] * bool(words)
+    return [f"ties: {', '.join(counts)}: {told} left out of the scores"] if counts else []
 
 def _soft_note(metrics):
     "How shares of listeners were scored; a list."
     n, words = (metrics.get(f"{task}/soft_n", 0) for task in ("ser", "prosody"))
     counts = [f"{n} utterances are scored by their largest share"] * bool(n)
     counts += [f"{words} words are prominent where more than half of the listeners marked them"] * bool(words)
-    return ["soft labels: " + ", ".join(counts)] if counts else []
+    ties = (metrics.get(f"{task}/tied_n", 0) for task in ("ser", "prosody"))
+    return ["soft labels: " + ", ".join(counts)] * bool(counts) + _ties(*ties, "they are")
 
 def _acoustic_note(metrics):
     "How much of the reference for prominence nobody has heard; a list."
@@ -200,3 +238,18 @@ def _acoustic_note(metrics):
 def label_notes(metrics):
     "What a reader of scores must know of the labels; a list."
     return _soft_note(metrics) + _acoustic_note(metrics)
+
+def reference_text(record):
+    "The emotion of a prediction's reference, or why there is none."
+    return record["emotion"] or ("tie" if is_tied(record.get("emotion_shares")) else "no label")
+
+def rows_notes(utterances):
+    "What a reader of a table of rows must know of their labels; a list."
+    marked = [u for u in utterances if u.prosody_annotations]
+    halves = sum(is_undecided(mark) for u in marked for mark in u.prosody_annotations)
+    tied = sum(is_tied(u.emotion) for u in utterances)
+    soft = sum(is_soft(u.emotion) for u in utterances) - tied
+    acoustic = sum(is_acoustic(u.prosody_annotations, u.prosody_source) for u in marked)
+    told = f"prominence of {acoustic} utterances is acoustic, of {len(marked) - acoustic} by ear"
+    notes = [f"{soft} soft labels: counted as the emotion with the largest share"] * bool(soft)
+    return notes + _ties(tied, halves, "they train, and are") + [told] * bool(acoustic)

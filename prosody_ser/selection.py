@@ -38,8 +38,18 @@ def floor_warnings(
         floor, sign = scores.get(f"{k}_floor"), -1 if k in LOWER_IS_BETTER else 1
         if k not in scores or sign * scores[k] > sign * floor: continue
         found.append(f"beware: the {_HEADS[head]} head is not better than its floor: {METRIC_NAMES[k]} "
-                     f"{scores[k]:.3f}, floor {floor:.3f}. Train longer, or give it more weight or rows.")
+                     f"{scores[k]:.3f}, floor {floor:.3f}. {_cure(head, scores, floor)}")
     return found
+
+def _cure(head, scores, floor):
+    "What helps a head that is no better than its floor: rows, where the scored ones are all of one kind."
+    kinds = {("ser", 1): "utterances have one emotion", ("prosody", 1): "words are prominent",
+             ("prosody", 0): "words are not prominent"}
+    if (head, floor) not in kinds: return "Train longer, or give it more weight or rows."
+    tied = scores.get(f"{head}/tied_n", 0)
+    ties = f"; {tied} ties are left out, which a third listener would decide" if tied else ""
+    return f"All scored {kinds[head, floor]}, so no training can help: score rows of both kinds{ties}."
+
 
 # %% ../nbs/07a_selection.ipynb #se1
 def standard_error(
@@ -66,7 +76,7 @@ def can_be_scored(
     "Whether this score can be computed on these rows."
     ctc = dict(blank_rate=0, tokens=0, reference_tokens=0, feasible=True)
     def right(u):
-        emotion = None if u.emotion is None else str(u.label)
+        emotion = None if u.label is None else str(u.label)
         return ctc | dict(emotion=emotion, predicted_emotion=emotion, text=u.text, hypothesis=u.text,
                           prosody_annotations=u.prosody_annotations, prominence=u.prosody_annotations)
     return metric == "skill" or metric in score([right(u) for u in utterances])

@@ -292,17 +292,21 @@ def _read_audformat(source):
     if not {"emotion", "words"} & found.keys():
         raise ManifestError(f"{root}: no scheme emotion or transcription; there are {', '.join(there)}. Say "
                             "which it is: --columns emotion=SCHEME,words=SCHEME.")
-    _add_labels(source, root, found, _splits_of(db))
+    _add_labels(source, root, found, _splits_of(db), _rows_of(db, schemes.values()))
 
 # %% ../nbs/01d_sources.ipynb #audformat2
 def _labels(frame):
     "Labels of a scheme: (file, start, end) in seconds -> value; None, None: the whole file."
     found = {}
     for key, value in frame.iloc[:, 0].dropna().items():
-        file, *times = key if isinstance(key, tuple) else (key,)
-        start, end = [None if t != t else t.total_seconds() for t in times] or (None, None)
-        found[file, start or None, end] = value.item() if hasattr(value, "item") else value
+        found[_key(key)] = value.item() if hasattr(value, "item") else value
     return found
+
+def _key(key):
+    "(file, start, end) in seconds of a row's name."
+    file, *times = key if isinstance(key, tuple) else (key,)
+    start, end = [None if t != t else t.total_seconds() for t in times] or (None, None)
+    return file, start or None, end
 
 def _splits_of(db):
     "File -> split, by the tables that are of one."
@@ -310,9 +314,15 @@ def _splits_of(db):
     tables = [t for t in db.tables.values() if t.split_id]
     return {f: of.get(db.splits[t.split_id].type, t.split_id) for t in tables for f in t.files}
 
-def _add_labels(source, root, found, splits):
+def _rows_of(db, schemes):
+    "Keys as in _labels of the tables that have one of the schemes; also of rows in which nothing is said."
+    tables = [t for t in db.tables.values()
+              if any(name in schemes or c.scheme_id in schemes for name, c in t.columns.items())]
+    return [_key(key) for t in tables for key in t.index]
+
+def _add_labels(source, root, found, splits, rows):
     "Add a row for each segment, or file without; what is said of a file holds for its segments."
-    keys = dict.fromkeys(key for labels in found.values() for key in labels)
+    keys = dict.fromkeys([*rows, *(key for labels in found.values() for key in labels)])
     cut = {file for file, start, end in keys if (start, end) != (None, None)}
     for file, start, end in keys:
         if file in cut and (start, end) == (None, None): continue

@@ -85,6 +85,10 @@ def clean(
     "Text without invisible characters, with one space for any white space and ▁, and ?? for ⁇."
     return " ".join(_INVISIBLE.sub("", text).replace("▁", " ").replace("⁇", "??").split())
 
+# %% ../nbs/00_text.ipynb #e56bf18e
+# folders that are just places for audio
+PLACES = set(". .. audio audios clips data dev flac segments test train val valid wav wavs".split())
+
 # %% ../nbs/00_text.ipynb #names1
 def plain_name(
     value, # a name or a number, as manifests and spreadsheets hold them
@@ -108,11 +112,23 @@ def path_key(
     "What all spellings of a path share: ./a//b.wav is a/b.wav, in one Unicode form. Case is part of a path."
     return os.path.normpath(unicodedata.normalize("NFC", path))
 
-_PLACES = set(". .. audio audios clips data dev flac segments test train val valid wav wavs".split())
-
 def film_folder(
     path, # of an audio file, as a manifest has it
 ) -> str: # empty without one
     "The outermost folder that is not just a place for audio: film in film/wav/1.wav and in wav/film/1.wav."
     folders = path_key(path).split("/")[:-1]
-    return next((name for name in folders if name and name.lower() not in _PLACES), "")
+    return next((name for name in folders if name and name.lower() not in PLACES), "")
+
+# %% ../nbs/00_text.ipynb #0cf3a80c
+_SEQUEL = re.compile(
+    r"[\s_.-]+(?:(?:part|pt|episode|ep|volume|vol|season|chapter)[\s_.-]*(?:\d+|[ivx]+|one|two|three)"
+    r"|[ivx]{1,5}|[1-9]\d?|\(?(?:19|20)\d\d\)?)$", re.IGNORECASE)
+_NO_TITLES = "actor chunk clip disc fold folder part segment session speaker spk split subject".split()
+
+def title_of(recording):
+    "The name without part, episode, year and number: two recordings of one title are sequels."
+    is_file = recording.lower().endswith((".wav", ".flac", ".mp3", ".ogg"))
+    title = Path(recording).stem if is_file else recording
+    while (shorter := _SEQUEL.sub("", title)) not in ("", title):
+        title = shorter
+    return recording if title.lower() in _NO_TITLES else title

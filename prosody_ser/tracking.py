@@ -24,7 +24,7 @@ from .data import Utterance
 from .evaluate import CLIP_SECONDS, markdown_table
 from .evaluation import ctc_advice, read_predictions, save_confusion, save_figure, with_emotion
 from .folder import new_figure, write_json
-from .labels import is_prominent
+from .labels import is_prominent, reference_text
 from .model import Collator
 from .text import ManifestError
 
@@ -169,7 +169,7 @@ def _plot_timeline(record, audio, seconds):
     ax = new_figure(figsize=(9, 2.2)).subplots()
     predicted = f", predicted {record['predicted_emotion']}" if "predicted_emotion" in record else ""
     utterance = Utterance(record["audio_filepath"], record["words"], record.get("prosody_annotations"),
-                          (record["emotion"] or "no label") + predicted)
+                          reference_text(record) + predicted)
     plot_utterance(utterance, audio, ax=ax, word_times=seconds)
     ax.set_ylim(bottom=1.3 * ax.get_ylim()[0])
     for patch, p, (start, end) in zip(ax.patches, record["prominence"], seconds, strict=True):

@@ -73,6 +73,7 @@ from .evaluation import calibrate
 from .heads import class_weights, log_prior
 from .hub import model_card
 from .inference import CachedDataset, FeatureCache, cache_folder, predict, predict_emotions
+from .labels import some_class
 from .model import add_lora, create_model, load_checkpoint, save_pt
 from .parsing import from_parameters
 from .selection import can_be_scored, choice_text, floor_warnings, out_of_patience
@@ -185,7 +186,7 @@ def build_model(
     counts = train.class_counts
     ser = _emotion_loss_options(config, counts) if sum(counts) else {}
     options = {name: getattr(config, name) for name in _MODEL_SETTINGS}
-    numbered = any(isinstance(u.label, int) for u in train.utterances)
+    numbered = any(isinstance(some_class(u.emotion), int) for u in train.utterances)
     options["emotion_indices"] = numbered or bool(config.emotion_names)
     model = create_model(train.names, tokenizer, config.backbone, config.backbone_path, ser=ser, **options)
     if config.freeze_backbone:

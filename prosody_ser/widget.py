@@ -22,6 +22,7 @@ from .config import ConfigError
 from .evaluate import card_html, metrics_rows, players, show_html, table_html
 from .evaluation import plot_confusion, save_figure, score, with_emotion
 from .inference import Predictor
+from .labels import reference_text
 from .run import Run
 from .text import ManifestError
 
@@ -232,7 +233,7 @@ _NO_PREDICTIONS = "no predictions: the run has not finished, or its version kept
 
 def _record_title(record):
     heard = f" heard as {record['predicted_emotion']}" if "predicted_emotion" in record else ""
-    return f"{record['id']}: {record['emotion'] or 'no label'}{heard}"
+    return f"{record['id']}: {reference_text(record)}{heard}"
 
 def _history_html(run):
     "Which epoch was chosen, and where the run lies."

@@ -65,6 +65,41 @@ def same(a, b):
         assert getattr(a, field) == getattr(b, field), field
 
 
+@pytest.mark.parametrize("to", ["manifest", "nemo", "parquet", "audformat"])
+def test_rows_with_audio_alone_come_back(tmp_path, to, capsys):
+    """Without a label, words or speaker, whole or a part; nobody is called by the name of a folder, and that is said."""
+    pytest.importorskip("audformat"), pytest.importorskip("pyarrow")
+    given = [dict(emotion="anger", words=["a", "b"], prosody_annotations=[0, .5]), {}, dict(emotion={"anger": .5, "joy": .5}), dict(start=.25, end=.75), dict(words=["c"]), dict(speaker="ama")]
+    rows = [dict(audio_filepath=f"audio/{i}.wav") | r for i, r in enumerate(given)]
+    for r in rows:
+        hum(tmp_path / "c" / r["audio_filepath"])
+    convert(write(tmp_path / "c/train.jsonl", rows), tmp_path / "out", to)
+    assert "no speaker in 5 of 6 utterances" in capsys.readouterr().out
+    base = {"manifest": tmp_path / "c"}.get(to)
+    convert(tmp_path / "out", tmp_path / "back", audio_base_path=base)
+    back = read_manifest(tmp_path / "back/train.jsonl")
+    assert [Path(u.audio_filepath).name[0] for u in back] == list("012345")
+    for u, r in zip(back, given, strict=True):
+        assert (u.words, u.prosody_annotations, u.emotion, u.speaker) == tuple(map(r.get, ("words", "prosody_annotations", "emotion", "speaker")))
+    assert re.search(r"speakers or films +1\n", capsys.readouterr().out)           # ama; audio is nobody
+
+
+def test_an_audformat_table_of_another_scheme_makes_no_rows(tmp_path):
+    """A row of a table that has emotions is a row, labelled or not; one of a table that has none of ours is not."""
+    audformat = pytest.importorskip("audformat")
+    db = audformat.Database("x")
+    db.schemes["emotion"], db.schemes["gain"] = audformat.Scheme("str"), audformat.Scheme("float")
+    for name, scheme, files, values in (("emotions", "emotion", ["a.wav", "b.wav"], ["joy", None]), ("gains", "gain", ["a.wav", "c.wav"], [1., 2.])):
+        db[name] = audformat.Table(audformat.filewise_index(files))
+        db[name][scheme] = audformat.Column(scheme_id=scheme)
+        db[name][scheme].set(values)
+    for f in "abc":
+        hum(tmp_path / f"db/{f}.wav")
+    db.save(str(tmp_path / "db"), storage_format="csv")
+    convert(tmp_path / "db", tmp_path / "out")
+    assert [(u.audio_filepath, u.emotion) for u in read_manifest(tmp_path / "out/all.jsonl")] == [("a.wav", "joy"), ("b.wav", None)]
+
+
 def test_text_instead_of_words(tmp_path):
     """A manifest row may give text, as NeMo does."""
     u, = read_manifest(write(tmp_path / "m.jsonl", [dict(audio_filepath="a.wav", text="bra  fie", offset=1, duration=2.5)]))

@@ -2,6 +2,7 @@
 import json
 import re
 from pathlib import Path
+from shutil import copytree
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from conftest import read, write, write_corpus
 from prosody_ser.audit import audit_manifests
 from prosody_ser.batches import SpeechDataset, corpus_places, train_batches
 from prosody_ser.config import ConfigError, EvaluateConfig, TrainConfig
-from prosody_ser.corpora import corpora_text, corpus_name, corpus_scores, read_splits, row_digests
+from prosody_ser.corpora import corpora_text, corpus_name, corpus_scores, disjoint_names, own_map, read_splits, row_digests
 from prosody_ser.data import Utterance, groups_of, read_manifest, rows_digest, straddling_groups
 from prosody_ser.evaluate import players
 from prosody_ser.evaluation import paired_difference, score
@@ -160,12 +161,65 @@ def test_a_run_is_evaluated_on_several(run, two, tmp_path):
 
 
 def test_evaluate_renames(run, two, tmp_path, command):
-    """--emotion_map of the command: without it the foreign name is refused."""
-    base = ["evaluate", "--checkpoint_path", run.best_model, "--test_jsonl", two / "emodb/test.jsonl", "--audio_base_path", two / "emodb", "--device", "cpu", "--output_dir"]
+    """Without --emotion_map the run's own holds, and is told; away from its run, or without it, the foreign name is refused."""
+    how = ["--test_jsonl", two / "emodb/test.jsonl", "--audio_base_path", two / "emodb", "--device", "cpu", "--output_dir"]
+    base = ["evaluate", "--checkpoint_path", run.best_model, *how]
     code, out = command(*base, tmp_path / "a")
-    assert code and "angry" in out
+    assert code == 0 and "emotions renamed as in the run's training: angry=anger" in out, out
     code, out = command(*base, tmp_path / "b", "--emotion_map", "angry=anger")
-    assert code == 0, out
+    assert code == 0 and "as in the run's training" not in out, out
+    assert (tmp_path / "a/test_metrics.json").read_text() == (tmp_path / "b/test_metrics.json").read_text()
+    code, out = command(*base, tmp_path / "c", "--emotion_map", "")
+    assert code and "unknown emotion 'angry'" in out and "--emotion_map angry=OURS" in out
+    copytree(run.best_model, tmp_path / "alone/best_model")
+    code, out = command("evaluate", "--checkpoint_path", tmp_path / "alone/best_model", *how, tmp_path / "d")
+    assert code and "--emotion_map angry=OURS" in out
+
+
+def test_a_run_renames_only_what_its_model_does_not_know(two, tmp_path):
+    """A class of the model keeps its name, also where the run's map would change it: anger stays anger."""
+    (tmp_path / "train_config.json").write_text(json.dumps(dict(emotion_map="anger=joy,angry=anger,bored=,sad=joy")))
+    rows = [Utterance("a", emotion=e) for e in ("anger", "Angry", {"bored": 0.5, "joy": 0.5})]
+    config = EvaluateConfig(checkpoint_path=str(tmp_path / "best_model"), audio_base_path="", test_jsonl="")
+    assert own_map(config, rows, ["anger", "joy"])[0] == "angry=anger,bored="
+    assert own_map(config, rows[:1], ["anger", "joy"]) == (None, {}) and own_map(config, rows, ()) == (None, {})
+    config.emotion_map = ""
+    assert own_map(config, rows, ["anger", "joy"]) == ("", {})
+
+
+def test_corpora_with_no_name_in_common_are_told(two, tmp_path, command):
+    """Before training and by the audit, with the flag that mends it; not with it, and not where one name is shared."""
+    from prosody_ser.train import load_splits
+    files = [two / f"{c}/{s}.jsonl" for s in SPLITS for c in ("akan", "emodb")]
+    for f in files:
+        rows = read(f)
+        (tmp_path / f.relative_to(two)).parent.mkdir(exist_ok=True)
+        write(tmp_path / f.relative_to(two), [r | dict(emotion={"joy": "happy"}.get(r["emotion"], r["emotion"])) if "emodb" in str(f) else r for r in rows])
+    files = [tmp_path / f.relative_to(two) for f in files]
+    bases = [two / "akan", two / "emodb"]
+    command_line = ["audit", *files, "--audio_base_path", *bases * 3]
+    code, out = command(*command_line)
+    assert "disjoint emotions: 1 of 1 pairs of corpora" in out and "akan (anger, joy) and emodb (angry, happy)" in out and "--emotion_map angry=anger,happy=joy" in out
+    code, out = command(*command_line, "--emotion_map", "angry=anger,happy=joy")
+    assert "disjoint emotions" not in out and "emotion_map" not in out
+    code, out = command(*command_line, "--emotion_map", "sad=anger")
+    assert code and "--emotion_map sad=anger: no row has the emotion 'sad'" in out
+    given = {f"{s}_jsonl": [str(tmp_path / f"{c}/{s}.jsonl") for c in ("akan", "emodb")] for s in SPLITS}
+    config = TrainConfig(**settings(two, **given, emotion_map=None), save_dir=str(tmp_path / "run"))
+    told = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("prosody_ser.train.log_main", told.append)
+        load_splits(config)
+    assert any("warning: disjoint emotions: 1 of 1 pairs" in t for t in told)
+    assert disjoint_names(read_splits(TrainConfig(**settings(two)))["train"]) == ([], 1)
+
+
+def test_a_foreign_name_in_a_split_is_told_with_the_right_cure(two, tmp_path, command):
+    files = two / "akan/train.jsonl", two / "emodb/val.jsonl"
+    code, out = command("audit", *files)
+    assert "unknown labels" in out and "--emotion_map THEIRS=OURS" in out and "--emotion_names" not in out
+    code, out = command("audit", *files, "--emotion_map", "angry=anger")
+    assert "unknown labels" not in out
 
 
 def test_audit_of_corpora_with_a_folder_each(two):
@@ -178,7 +232,7 @@ def test_audit_of_corpora_with_a_folder_each(two):
     assert not {"straddling groups", "unknown labels"} & {f.check for f in found}
     same, leaks = audit_manifests(files, audio_base_path=str(two / "akan"))                # one folder: each file is a split
     assert len(same) == 6 and "straddling groups" in {f.check for f in leaks}
-    with pytest.raises(ConfigError, match="names 2 folders, and there are 6 manifests"):
+    with pytest.raises(ConfigError, match="names 2 folders, the call 6 manifests"):
         audit_manifests(files, audio_base_path=[bases[0], bases[-1]])
     named = audit_manifests(files, audio_base_path=bases, speaker="(?P<speaker>train)")[0]["train"]
     assert named[0].speaker == "akan/train0"                                               # one that is given stays

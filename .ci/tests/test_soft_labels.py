@@ -8,12 +8,14 @@ import torch.nn.functional as F
 from conftest import read, write
 
 from prosody_ser.audit import audit
-from prosody_ser.batches import SpeechDataset
+from prosody_ser.batches import SpeechDataset, oversampling_counts
 from prosody_ser.data import Utterance, describe, emotion_names, read_manifest, rows_digest, write_manifest
-from prosody_ser.evaluation import prosody_metrics, score
+from prosody_ser.evaluate import card_html, write_report
+from prosody_ser.evaluation import intervals, prosody_metrics, read_predictions, score, write_predictions
 from prosody_ser.heads import class_weights, emotion_losses, log_prior
 from prosody_ser.labels import emotion_ids, emotion_targets
 from prosody_ser.model import Collator, _prominence_loss
+from prosody_ser.selection import can_be_scored, floor_warnings
 from prosody_ser.text import ManifestError
 
 SOFT = [dict(audio_filepath="a.wav", words=["bra", "ha"], prosody_annotations=[0.25, 1], emotion={"anger": 0.6, "joy": 0.4}),
@@ -95,13 +97,86 @@ def test_classes_are_counted_by_their_shares(corpus):
 
 
 def test_scores_take_the_larger_part():
-    hard, soft = [0, 1, 1, 0], [0.25, 0.75, 1, 0.5]
-    assert prosody_metrics(soft, [0.1, 0.9, 0.4, 0.6]) == prosody_metrics(hard, [0.1, 0.9, 0.4, 0.6])
-    record = dict(id="a", emotion="joy", predicted_emotion="joy", words=["a"] * 4, prosody_annotations=soft, prominence=[0.1, 0.9, 0.4, 0.6], emotion_shares={"joy": 0.6, "fear": 0.4})
+    hard, soft, p = [0, 1, 1], [0.25, 0.75, 1], [0.1, 0.9, 0.4]
+    assert prosody_metrics(soft, p) == prosody_metrics(hard, p) == prosody_metrics([0.25, 0.75, 0.5, 1], [0.1, 0.9, 0.6, 0.4])
+    assert prosody_metrics([0.5, 0.5], [0.1, 0.9]) == {}                       # nothing is left
+    record = dict(id="a", emotion="joy", predicted_emotion="joy", words=["a"] * 4, prosody_annotations=[*soft, 0.5], prominence=[*p, 0.6], emotion_shares={"joy": 0.6, "fear": 0.4})
     found = score([record])
-    assert found["ser/soft_n"] == 1 and found["prosody/soft_n"] == 2 + 1 and found["ser/wa"] == 1
-    plain = {k: v for k, v in record.items() if k != "emotion_shares"} | dict(prosody_annotations=hard)
-    assert score([plain]) == {k: v for k, v in found.items() if not k.endswith("soft_n")}
+    assert found["ser/soft_n"] == 1 and found["prosody/soft_n"] == 2 and found["prosody/tied_n"] == 1 and found["ser/wa"] == 1 and found["prosody/n"] == 3
+    plain = {k: v for k, v in record.items() if k != "emotion_shares"} | dict(words=["a"] * 3, prosody_annotations=hard, prominence=p)
+    assert score([plain]) == {k: v for k, v in found.items() if not k.endswith(("soft_n", "tied_n"))}
+
+
+TIE = {"anger": 0.5, "joy": 0.5}
+
+
+def record(i, truth, predicted, **more):
+    return dict(id=str(i), emotion=truth, predicted_emotion=predicted, speaker=f"s{i}", group=f"s{i}", probabilities={"anger": 0.6, "joy": 0.4}) | more
+
+
+def test_ties_are_in_no_score_no_floor_and_no_interval(tmp_path):
+    """Two listeners, half and half: neither answer is right, so the row counts nowhere, and the reader is told."""
+    clear = [record(0, "joy", "joy"), record(1, "anger", "joy"), record(2, "joy", "joy"), record(3, "anger", "anger")]
+    tied = [record(4 + i, None, p, emotion_shares=TIE) for i, p in enumerate(("anger", "joy", "joy"))]
+    rest = {k: v for k, v in score(clear + tied).items() if k != "ser/tied_n"}
+    assert rest == score(clear) and score(clear + tied)["ser/tied_n"] == 3 and score(clear)["ser/n"] == 4
+    assert intervals(clear + tied)[0] == intervals(clear)[0] and score(tied) == {"ser/tied_n": 3}
+    scores = write_report(tmp_path / "eval", clear + tied, ["anger", "joy"], {})
+    assert "ties: 3 utterances have no single most frequent emotion: they are left out of the scores" in (tmp_path / "eval/summary.txt").read_text()
+    rows = {r[0]: r[-1] for r in scores.tables["Emotions"][1]}
+    assert rows == {"anger": "2", "joy": "2"} and "tie</span> heard as" in card_html(tied[0])
+    write_predictions(tmp_path / "old.jsonl", [r | dict(emotion="anger") for r in tied])              # of an earlier version
+    assert score(read_predictions(tmp_path / "old.jsonl")) == {"ser/tied_n": 3}
+
+
+def test_marks_of_one_half_are_in_no_score():
+    marks, p = [1, 0, 0.5, 1, 0.5], [0.9, 0.2, 0.9, 0.3, 0.1]
+    def rows(keep):
+        kept = [i for i in range(5) if keep(marks[i])]
+        return [dict(id="a", emotion=None, words=["w"] * len(kept), prosody_annotations=[marks[i] for i in kept], prominence=[p[i] for i in kept])]
+    whole, decided = rows(lambda m: True), rows(lambda m: m != 0.5)
+    assert score(whole) == score(decided) | {"prosody/tied_n": 2} and intervals(whole)[0] == intervals(decided)[0]
+    halves = rows(lambda m: m == 0.5)
+    assert score(halves) == {"prosody/tied_n": 2} and intervals(halves)[0] == {} and intervals(whole + halves)[0] == intervals(decided)[0]
+
+
+def test_the_cure_is_not_to_train_longer():
+    """Where all scored rows are of one kind, no training can help."""
+    none = dict(prosody_annotations=[0, 0.5, 0.5], prominence=[0.1, 0.2, 0.9], words=["a"] * 3, id="a", emotion=None)
+    told, = floor_warnings(score([none]))
+    assert "All scored words are not prominent, so no training can help" in told and "2 ties are left out" in told and "Train longer" not in told
+    told, = floor_warnings(score([record(0, "joy", "joy"), record(1, "joy", "anger"), record(2, None, "joy", emotion_shares=TIE)]))
+    assert "All scored utterances have one emotion" in told and "1 ties are left out" in told
+    told, = floor_warnings(score([record(0, "joy", "joy"), record(1, "anger", "joy")]))
+    assert "Train longer" in told
+
+
+def test_a_tie_has_no_class_and_trains(corpus):
+    rows = [Utterance("train0.wav", emotion=e, source="m:1") for e in (TIE, "joy", {"joy": 0.9, "anger": 0.1}, [0.5, 0.5], None)]
+    rows[3].emotion = {"joy": 0.5, "anger": 0.5}
+    assert [u.label for u in rows] == [None, "joy", "joy", None, None] and emotion_ids(rows, ["anger", "joy"]) == [-100, 1, 1, -100, -100]
+    data = SpeechDataset(rows, corpus, ["anger", "joy"])
+    assert data.targets[0] == data.targets[3] == [0.5, 0.5] and np.allclose(data.class_counts, [1.1, 2.9])
+    assert oversampling_counts(data.emotions, targets=data.targets).min() == 1
+    with pytest.raises(ManifestError, match="unknown emotion 'bliss'; the 2 classes are anger, joy. .*--emotion_map bliss=OURS"):
+        emotion_ids([Utterance("a", emotion={"bliss": 0.5, "joy": 0.5})], ["anger", "joy"])
+    with pytest.raises(ManifestError, match="is an index while other rows use names"):                # ties alone tell it, too
+        emotion_names([Utterance("a", emotion=TIE), Utterance("b", emotion=[0.5, 0.5])])
+    assert emotion_names([rows[0]]) == ["anger", "joy"] and not can_be_scored([rows[0]], "ser/ua")
+
+
+def test_the_audit_counts_ties():
+    words = dict(words=["a", "b"], prosody_annotations=[0.5, 1])
+    train = [Utterance(f"{i}.wav", emotion=e, source=f"train:{i}", **words) for i, e in enumerate((TIE, TIE, "joy", "anger", {"fear": 0.5, "joy": 0.5}, {"fear": 0.5, "joy": 0.5}, None))]
+    found = {f.check: f for f in audit(dict(train=train))}
+    assert found["class counts"].examples == ["train: joy 1 (50 %), anger 1 (50 %); ties 4; without a label 1"] and found["class counts"].count == 6
+    assert found["tied emotions"].count == 4 and "train:0: ['anger', 'joy'], with equal shares" in found["tied emotions"].examples
+    assert found["tied words"].count == 7 and found["tied words"].examples[0] == "train:0: 1 of 2 words"
+    assert "100.0 % of the words are prominent" in found["prominence"].examples[0]
+    assert "rare classes" not in found                                         # fear has two halves
+    table = describe({"train": train}, ["anger", "fear", "joy"])
+    assert "(tie)" in table and "ties: 4 utterances have no single most frequent emotion, 7 words were marked by exactly half of the listeners: they train, and are left out of the scores" in table
+    assert [line.split()[-1] for line in table.splitlines() if line.startswith(("(tie)", "(no emotion)"))] == ["4", "1"]
 
 
 def test_describe_and_audit_know_them(corpus):
@@ -129,3 +204,33 @@ def test_a_training_learns_from_them(corpus, tmp_path, command):
     assert scores["ser/soft_n"] == 3 and scores["prosody/soft_n"] > 0
     assert "soft labels: 3 utterances are scored by their largest share" in (tmp_path / "run/test/summary.txt").read_text()
     assert {"emotion_shares" in r for r in read(tmp_path / "run/test/predictions.jsonl")} == {True, False}
+
+
+def halves(corpus, folder, tied):
+    """The corpus where two listeners have heard each other thing: in rows for which tied holds."""
+    for split in ("train", "val", "test"):
+        rows = read(corpus / f"{split}.jsonl")
+        for i, r in enumerate(rows):
+            if tied(split, i):
+                r["emotion"] = {"anger": 0.5, "joy": 0.5}
+                r["prosody_annotations"] = [0.5] * len(r["words"])
+        write(folder / f"{split}.jsonl", rows)
+    given = [x for s in ("train", "val", "test") for x in (f"--{s}_jsonl", folder / f"{s}.jsonl")]
+    return ["train", *given, "--audio_base_path", corpus, "--save_dir", folder / "run", "--backbone", "tiny", "--tokenizer_type", "char", "--vocab_size", 30,
+            "--num_epochs", 1, "--batch_size", 4, "--gradient_accumulation_steps", 1, "--num_workers", 0, "--checkpoint_interval", 0]
+
+
+def test_a_training_uses_ties_and_its_scores_do_not(corpus, tmp_path, command):
+    given = halves(corpus, tmp_path, lambda split, i: i % 3 == 0)
+    code, out = command(*given, "--class_weights", "balanced", "--balanced_sampling", 1, "--logit_adjustment", 1)
+    assert code == 0, out
+    scores, rows = json.loads((tmp_path / "run/test/test_metrics.json").read_text()), read(tmp_path / "run/test/predictions.jsonl")
+    tied = [r for r in rows if r["emotion"] is None]
+    assert scores["ser/tied_n"] == len(tied) > 0 and scores["ser/n"] == len(rows) - len(tied) and scores["prosody/tied_n"] == sum(len(r["words"]) for r in tied)
+    assert "no single most frequent emotion" in out and "they train, and are left out of the scores" in out
+
+
+def test_a_validation_of_ties_alone_is_refused(corpus, tmp_path, command):
+    given = halves(corpus, tmp_path, lambda split, i: split == "val")
+    code, out = command(*given)
+    assert code and "val.jsonl: no score of the emotion head can be computed, since all its labels are ties" in out, out
