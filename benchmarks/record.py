@@ -383,7 +383,8 @@ def counts_of(record, names):
         found["asr"] = edit_counts([clean(record["text"])], [" ".join(record["hypothesis"].split())])[0]
     if record.get("prosody_annotations"):
         marks, p = np.array(record["prosody_annotations"]), np.array(record["prominence"])
-        found["prosody"] = np.bincount(2 * (marks > 0.5) + (p > 0.5), minlength=4)
+        cells = (2 * (marks > 0.5) + (p > 0.5))[marks != 0.5]  # what half of the listeners marked is left out
+        found["prosody"] = np.bincount(cells, minlength=4)
     return found
 
 

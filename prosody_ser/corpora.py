@@ -226,15 +226,20 @@ def counts_of(rows):
     return Counter(u.corpus for u in rows if u.corpus)
 
 def disjoint_names(rows):
-    "Pairs of corpora whose emotions have no name in common, as texts; how many pairs there are."
+    "Pairs of corpora that seem to call one emotion two names, as texts; how many pairs there are."
     names = {}
     for u in rows:
         mine = names.setdefault(u.corpus, {}) if u.corpus else {}
         mine |= {name_key(c): c for c in shares_of(u.emotion) if isinstance(c, str)}
     pairs = list(combinations({c: mine for c, mine in names.items() if mine}.items(), 2))
     texts = [" and ".join(f"{c} ({', '.join(sorted(mine.values()))})" for c, mine in pair)
-             for pair in pairs if pair[0][1].keys().isdisjoint(pair[1][1])]
+             for pair in pairs if _call_otherwise(*(mine.keys() for _, mine in pair))]
     return texts, len(pairs)
+
+def _call_otherwise(mine, theirs):
+    "Whether two sets of names share none, or hold two that begin alike and differ, as anger and angry."
+    alike = (a[:3] == b[:3] for a in mine - theirs for b in theirs - mine)
+    return mine.isdisjoint(theirs) or any(alike)
 
 def corpora_text(
     splits, # dict: split -> rows

@@ -60,7 +60,7 @@ def test_sums_give_the_scores_of_the_predictions():
     """All tasks, through JSON: the sums of a seed hold what `score` says of its predictions."""
     from prosody_ser.evaluation import score
     said, heard = ["oh no not that", "go", "well  then"], ["oh no that", "go go", "well then"]
-    marks, p = [[1, 0, 0, 1], [0], [1, 0]], [[.9, .6, .2, .4], [.1], [.7, .3]]
+    marks, p = [[1, 0, .5, 1], [0], [1, 0]], [[.9, .6, .2, .4], [.1], [.7, .3]]
     health = dict(blank_rate=.5, tokens=3, reference_tokens=3, feasible=True)
     rows = [r | health | dict(text=said[i % 3], hypothesis=heard[i % 3], prosody_annotations=marks[i % 3], prominence=p[i % 3])
             for i, r in enumerate(answers(0, 5))]

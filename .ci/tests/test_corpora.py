@@ -214,6 +214,15 @@ def test_corpora_with_no_name_in_common_are_told(two, tmp_path, command):
     assert disjoint_names(read_splits(TrainConfig(**settings(two)))["train"]) == ([], 1)
 
 
+def test_names_that_begin_alike_are_told_although_others_are_shared():
+    """neutral in both corpora does not hide that one says anger and the other angry."""
+    def rows(**corpora):
+        return [Utterance("a.wav", emotion=e, corpus=c) for c, names in corpora.items() for e in names.split()]
+    pairs, n = disjoint_names(rows(nemo="neutral anger sadness", ravdess="neutral angry calm"))
+    assert n == 1 and pairs == ["nemo (anger, neutral, sadness) and ravdess (angry, calm, neutral)"]
+    assert disjoint_names(rows(nemo="neutral anger", ravdess="neutral anger calm")) == ([], 1)
+
+
 def test_a_foreign_name_in_a_split_is_told_with_the_right_cure(two, tmp_path, command):
     files = two / "akan/train.jsonl", two / "emodb/val.jsonl"
     code, out = command("audit", *files)
