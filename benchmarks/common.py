@@ -44,13 +44,17 @@ def flags(settings):
     return found
 
 
-def prosody_ser(command, settings, log):
-    """Run a command of the package; what it prints goes to a log. Raises `CalledProcessError`."""
+def prosody_ser(command, settings, log, *given):
+    """Run a command of the package, given comes before its settings. What it prints goes to a log. Raises
+    `CalledProcessError`."""
     code = "from prosody_ser.cli import main; main()"
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a") as out:
         subprocess.run(
-            [sys.executable, "-c", code, command, *flags(settings)], stdout=out, stderr=out, check=True
+            [sys.executable, "-c", code, command, *map(str, given), *flags(settings)],
+            stdout=out,
+            stderr=out,
+            check=True,
         )
 
 

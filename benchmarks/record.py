@@ -111,6 +111,9 @@ def paper_rows(corpora, backbones):
             yield Row(
                 "paper", "nemo", "whisper-tiny", head, name, base | transcript | more | alpha, [alone.id]
             )
+        third = base | heads(["ser", "asr", "prosody"]) | more
+        names = [alone.id, alone.id.replace("emotion alone", "α 0.1")]
+        yield Row("paper", "nemo", "whisper-tiny", head, "α 0.1, and prominence by acoustics", third, names)
 
 
 ABLATIONS = {
@@ -241,6 +244,18 @@ def across_folds(row, corpora, out, k=5):
     return out
 
 
+def with_marks(corpus, args):
+    """The manifests of a corpus with prominence by acoustics, for one that has no marks by listeners."""
+    folder, made = args.corpora[corpus], []
+    for manifest in CORPORA[corpus].manifests:
+        made.append(args.out / "marks" / corpus / manifest)
+        if not made[-1].exists():
+            made[-1].parent.mkdir(parents=True, exist_ok=True)
+            settings = dict(audio_base_path=folder, out=made[-1])
+            prosody_ser("prominence", settings, made[-1].with_suffix(".log"), folder / manifest)
+    return made
+
+
 def make_crossval(row, place, args, seed, only=None):
     """The runs of a seed that are not finished, or of one of its folds; notes what made them."""
     settings = (
@@ -253,6 +268,9 @@ def make_crossval(row, place, args, seed, only=None):
         settings |= dict(fold_dir=place / "folds", audio_base_path="/")
     else:
         settings |= corpus_settings(row.corpus, args.corpora[row.corpus])
+        if row.settings.get("use_alpha_prosody") and "prosody" not in CORPORA[row.corpus].heads:
+            with LOCK:
+                settings |= dict(manifests=with_marks(row.corpus, args))
     if row.settings.get("freeze_backbone"):
         settings |= dict(feature_cache=args.out / "cache")
     elif args.cpu_bf16:
