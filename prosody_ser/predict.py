@@ -36,6 +36,7 @@ from prosody_ser.folder import (
 )
 
 from .audio import audio_path
+from .confidence import warn_unmeasured
 from .config import DECODING_SETTINGS, ConfigError, TrainingError
 from .data import Utterance, read_rows
 from .files import find_audio, known_by
@@ -360,6 +361,7 @@ def _answers(config, rows):
     from prosody_ser.inference import Predictor
     from prosody_ser.model import load_checkpoint
     model = load_checkpoint(config.checkpoint_path)
+    warn_unmeasured(model.ser and model.config.id2label, model.config.usual)
     gc.enable()
     decoder = decoder_options(config, model.processor.tokenizer)
     predictor = Predictor(model, config.device, config.decode_method, config.abstain, **decoder)

@@ -22,6 +22,7 @@ from socket import gethostname
 
 import numpy as np
 
+from .confidence import warn_unmeasured
 from .config import ConfigError
 from .decoding import decoder_options
 from .evaluate import sound_html
@@ -65,6 +66,7 @@ class _Desk:
     def __init__(self,
                  config): # ServeConfig
         model = load_checkpoint(config.checkpoint)
+        warn_unmeasured(model.ser and model.config.id2label, model.config.usual)
         decoder = decoder_options(config, model.processor.tokenizer)
         self.predictor = Predictor(model, config.device, config.decode_method,
                                    config.abstain or None, **decoder)
