@@ -121,6 +121,9 @@ def _tensors(transcripts, device):
     counts = [torch.tensor([*map(len, x)], device=device) for x in (ids, words)]
     return _padded(ids, device), counts[0], _padded(token_word, device), counts[1]
 
+def _nobody(step, seconds, audio=None):
+    "Who watches a predictor at work if nobody else does."
+
 def _word_dicts(words, times, scores, marks, seconds):  # W words, (W, 2), (score, [score]), [probability]
     "One dict a word, and the score of the row."
     placed = [dict(word=w, start=round(start, 3), end=round(end, 3))
@@ -133,6 +136,7 @@ def _word_dicts(words, times, scores, marks, seconds):  # W words, (W, 2), (scor
 # %% ../nbs/06b_inference.ipynb #n009
 class _Steps:
     "Part of `Predictor`: what is read from the hidden states of a batch."
+    watch = staticmethod(_nobody)             # function of a step, its seconds, and the file that was read
 
     def _emotions(self, hidden, lengths, samples):  # (B, T, H) or None, (B,), list of (S,)
         "For each row the emotion and the probability of each, where there is a head; and what is unusual."
@@ -199,12 +203,16 @@ class _Answers(_Steps):
         "A `Prediction` for each row of a batch."
         x = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(s) for s in samples], batch_first=True)
         sizes = torch.tensor([*map(len, samples)], device=self.device)
+        longest = x.shape[1] / SAMPLING_RATE
+        self.watch("encoding", longest)
         task_hidden, lengths = self.model.encode(x.to(self.device), sizes)                 # (B, T, H), (B,)
         emotions = self._emotions(task_hidden["ser"] if self.model.ser else None, lengths, samples)
         found = [dict(seconds=round(len(s) / SAMPLING_RATE, 3)) | e
                  for s, e in zip(samples, emotions, strict=True)]
         hidden = self.model.asr(task_hidden["asr"]) if self.model.asr else None            # (B, T, H)
+        self.watch("decoding", longest)
         transcripts = self._transcripts(hidden, lengths, given)
+        self.watch("aligning words of", longest)
         placed = self._placed(task_hidden, hidden, lengths, transcripts, [a["seconds"] for a in found])
         for answer, (*_, words), (dicts, score) in zip(found, transcripts, placed, strict=True):
             if words is None: continue
@@ -222,6 +230,7 @@ class _Windows(_Answers):
             try:
                 found.append(load_samples(item, sampling_rate))
                 seconds += len(found[-1]) / SAMPLING_RATE
+                self.watch("reading", len(found[-1]) / SAMPLING_RATE, item)
             except (ManifestError, ValueError) as e:
                 found.append(e)
             if len(found) >= 4 * batch_size or seconds >= 30 * batch_size: break

@@ -224,6 +224,14 @@ def test_without_torch_in_an_environment(usual, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert same(json.loads(done.stdout.splitlines()[0]), wanted)
     assert not set(ABSENT) & set(done.stdout.splitlines()[1].split())
+    start = "from prosody_ser.cli import main; main()"
+    calls = [["-c", start, "predict", "out", "speech.wav"], ["-c", start, "predict", "model", "speech.wav"], ["-c", start, "serve", "model"], ["-c", start, "export", "model", "new"],
+             ["-c", "import prosody_ser as ps; ps.Predictor('out')"], ["-c", "import prosody_ser as ps; ps.train"]]
+    for call in calls:                                  # what needs PyTorch says so, and names what does not
+        done = subprocess.run([python, *call], cwd=folder, env=env, capture_output=True, text=True)
+        last = done.stderr.splitlines()[-1]
+        assert done.returncode == 1 and "is not installed here" in last and "prosody_ser.onnx.OnnxPredictor(FOLDER)(FILE)" in last, (call, done.stderr[-1500:])
+        assert call[1] != start or len(done.stderr.splitlines()) == 1, (call, done.stderr[-1500:])
 
 
 # --------------------------------------------------------------------------------------------------------- what is wrong
