@@ -71,8 +71,7 @@ def _session(path, threads):
     try:
         import onnxruntime
     except ImportError:
-        raise ImportError("there is no onnxruntime here: pip install 'prosody-ser[onnx]', or onnxruntime "
-                          "alone on a machine that only predicts.") from None
+        raise ImportError("there is no onnxruntime here: pip install onnxruntime.") from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 3, threads or 0
     try:
