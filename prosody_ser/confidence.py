@@ -83,7 +83,7 @@ def warn_unmeasured(
     if not names or usual and usual["distance"] is not None: return
     why = (f"it had fewer than {_MIN_ROWS} validation utterances with an emotion" if usual else
            "it was saved before there was such a measure")
-    cure = "with more of them" if usual else "again"
-    warnings.warn(f"this model cannot mark what is unlike its training data: {why}. Train {cure}, or add the "
-                  "measure to it (documentation, page Confidence). Silent, clipped and short recordings are "
-                  "marked.", stacklevel=3)
+    cure = ("Train with more of them" if usual else
+            "Train again, or add the measure to it (documentation, page Confidence)")
+    warnings.warn(f"this model cannot mark what is unlike its training data: {why}. {cure}. Silent, clipped "
+                  "and short recordings are marked.", stacklevel=3)
