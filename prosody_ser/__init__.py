@@ -56,7 +56,11 @@ def __getattr__(name):
     """One of the names above."""
     if name not in _ROOMS:
         raise AttributeError(f"module 'prosody_ser' has no attribute {name!r}; it offers {', '.join(_API)}.")
-    room = import_module(f"prosody_ser.{_ROOMS[name]}")
+    try:
+        room = import_module(f"prosody_ser.{_ROOMS[name]}")
+    except ImportError as e:
+        from .folder import import_fault
+        raise ImportError(f"prosody_ser.{name}: {import_fault(e)}", name=e.name) from e
     globals()[name] = value = room if name == _ROOMS[name] else getattr(room, name)
     return value
 

@@ -41,8 +41,10 @@ def full_scale(peak):
     "By what floats with this peak are to be divided to be in [-1, 1]: 1, or 32768. Raises ValueError."
     if peak <= 2: return 1.0
     if 256 < peak <= 40000: return 32768.0
-    raise ValueError(f"holds samples up to {peak:.6g}, where full scale is 1. Divide them by theirs "
-                     "(32768 for 16 bit, 2147483648 for 32 bit)")
+    cure = "Divide them by theirs (128 for 8 bit, 8388608 for 24 bit, 2147483648 for 32 bit)"
+    if peak < 100:
+        cure = f"It is too loud: turn it down where it was made, or divide all samples by {peak:.3g}"
+    raise ValueError(f"holds samples up to {peak:.6g}, where full scale is 1. {cure}")
 
 def _peak(path):
     "The largest absolute value in a file."
@@ -136,6 +138,7 @@ def given_samples(audio, rate):
 # %% ../nbs/00a_audio.ipynb #c021a
 def _stretch(frames, rate, start, end):
     "First and last sample of a stretch in seconds. Raises ValueError where it does not lie in the file."
+    if not frames: raise ValueError("the file has no samples, only a header. Copy it again, or drop its rows")
     seconds, latest = frames / rate, max(start or 0, end or 0)
     if (not start or start < seconds) and latest <= seconds + _OVERRUN:
         return int((start or 0) * rate), frames if end is None else min(frames, round(end * rate))
@@ -154,12 +157,13 @@ def _read(f, start=None, end=None, most=None):
     f.seek(first)
     return f.read(max(0, last - first), "float32", always_2d=True), last - first
 
-def _audio_fault(n, rate, expected, finite):
-    "Why so many decoded samples a channel cannot be used and what to do, or None."
+def _audio_fault(n, rate, expected, finite, part):
+    "Why so many decoded samples a channel cannot be used and what to do, or None; part: not the whole file."
     if n < expected:
         return f"the file is cut off: {n / rate:.2f} of {expected / rate:.2f} s are there. Copy it again"
     if (seconds := n / rate) < MIN_SECONDS:
-        return f"{seconds:.3f} s of audio, the least is {MIN_SECONDS} s. Check start/end"
+        cure = "Check start/end" if part else "Record it again, or drop its rows"
+        return f"{seconds:.3f} s of audio, the least is {MIN_SECONDS} s. {cure}"
     if rate < 1000: return f"has {rate} Hz by its header. Correct that"
     return None if finite else "holds NaN or infinite samples. Export it again as PCM"
 
@@ -211,7 +215,8 @@ def _decode(path, start=None, end=None, most=None):
     f, note = open_audio(path)
     with f, _decoding_told(path):
         audio, expected = _read(f, start, end, most)
-        if why := _audio_fault(len(audio), f.samplerate, expected, np.isfinite(audio).all()):
+        part = (start, end) != (None, None)
+        if why := _audio_fault(len(audio), f.samplerate, expected, np.isfinite(audio).all(), part):
             raise ValueError(why)
         scale, rate = _scale_of(f, path, audio, expected == f.frames), f.samplerate
     mono, cancelled = _mono(audio if scale == 1 else audio / np.float32(scale))
@@ -322,6 +327,7 @@ class AudioStream:
     def __init__(self, path, start=None, end=None):
         self.path = find_audio(path, start, end)
         inside = part_in(self.path, start, end)
+        self.part = inside != (None, None)
         with open_audio(self.path)[0] as f, _decoding_told(self.path):
             self.rate, self.stretch = f.samplerate, _stretch(f.frames, f.samplerate, *inside)
             self.scale = _scale_of(f, self.path, None, whole=False)
@@ -350,9 +356,9 @@ class AudioStream:
         for block in self._blocks():
             survey = survey or _Survey(self.rate, block.shape[1])
             survey.add(block)
-        n, expected = survey.n if survey else 0, self.stretch[1] - self.stretch[0]
+        n, due = survey.n if survey else 0, self.stretch[1] - self.stretch[0]
         with _decoding_told(self.path):
-            if why := _audio_fault(n, self.rate, expected, n and survey.finite): raise ValueError(why)
+            if why := _audio_fault(n, self.rate, due, n and survey.finite, self.part): raise ValueError(why)
         return survey
 
     def __iter__(self):

@@ -195,13 +195,6 @@ def _gather(config):
     table = comparison_table(compare_runs(config.runs, config.out, config.ignore))
     print(f"{table}\n\n{Path(config.out)/'comparison.md'}")
 
-# %% ../nbs/12_cli.ipynb #predictcmd
-def _predict(config):
-    from prosody_ser.predict import predict_files
-    failed, total = predict_files(config)
-    if failed:
-        sys.exit(f"{failed} of {total} files could not be used")
-
 # %% ../nbs/12_cli.ipynb #exportcmd
 def _room(name, command=None):
     "A function that hands the settings to COMMAND_command of a room, which is imported then, not before."
@@ -370,7 +363,7 @@ COMMANDS = dict(
     crosscorpus=_Command(CrosscorpusConfig, _room("crosscorpus"), more=_CROSS),
     gather=_Command(GatherConfig, _gather, "Finished runs in one table: settings that differ, scores."),
     compare=_Command(_CompareConfig, _compare, more=_PAIRED),
-    predict=_Command(PredictConfig, _predict), export=_Command(ExportConfig, _room("export")),
+    predict=_Command(PredictConfig, _room("predict")), export=_Command(ExportConfig, _room("export")),
     serve=_Command(ServeConfig, _room("serve")), publish=_Command(PublishConfig, _room("hub", "publish")),
     prepare=_Command(_PrepareConfig, _prepare), convert=_Command(ConvertConfig, _room("convert")),
     pack=_Command(PackConfig, _room("pack")), agreement=_Command(AgreementConfig, _room("agreement")),
@@ -380,6 +373,13 @@ COMMANDS = dict(
     lm=_Command(_LMConfig, _lm), memory=_Command(_MemoryConfig, _memory))
 
 # %% ../nbs/12_cli.ipynb #main
+def _told_when_stopped(name, config):
+    "What a command says when it is interrupted, as an argument; of training that is the default."
+    if name in ("train", "ablation", "crossval", "crosscorpus"): return {}
+    if name != "predict": return dict(stopped="")
+    from prosody_ser.predict import told_when_stopped
+    return dict(stopped=told_when_stopped(config))
+
 def main(
     argv=None, # list of arguments; None: those of the process
 ):
@@ -405,7 +405,7 @@ def main(
     if own and name == "predict":
         from prosody_ser.predict import import_less
         import_less()
-    run_command(lambda: (quiet_libraries(), command.run(config)))
+    run_command(lambda: (quiet_libraries(), command.run(config)), **_told_when_stopped(name, config))
 
 # %% ../nbs/12_cli.ipynb #16pagesc006
 # Of every page, beside its settings: name -> type, default, help.

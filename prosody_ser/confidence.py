@@ -6,6 +6,8 @@
 __all__ = ['UNSURE', 'check_abstain', 'emotion_answer', 'usual_of', 'unusual']
 
 # %% ../nbs/05d_confidence.ipynb #imports
+import warnings
+
 import numpy as np
 
 from .audio import SAMPLING_RATE, SILENT
@@ -42,6 +44,7 @@ def emotion_answer(
 # %% ../nbs/05d_confidence.ipynb #un1
 _SHARE, _MIN_ROWS = 0.99, 20             # of validation that is usual; rows that can tell
 _FLAT = 0.03                             # share of the samples about their highest level: clipped
+_SHORT = 0.3                             # s: below this it is short to any model
 
 def usual_of(
     distances, # (N,) of validation utterances, from predict_emotions
@@ -60,13 +63,27 @@ def _is_clipped(samples):  # (S,)
     return np.mean(np.abs(size - top) <= 0.1 * top) > _FLAT
 
 def unusual(
-    samples,  # (S,) at 16 kHz
-    distance, # of the recording
-    usual,    # from usual_of
+    samples,       # (S,) at 16 kHz
+    distance=None, # of the recording; None: the model has no emotion head
+    usual=None,    # from usual_of; None: the model does not know
 ) -> str | None:
     "What is unusual about a recording, in words with commas between; None where it is usual."
-    silent, most = samples.std() < SILENT, usual["distance"]
+    silent, usual = samples.std() < SILENT, usual or dict(distance=None, seconds=2 * _SHORT)
     found = {"silent": silent, "clipped": not silent and _is_clipped(samples),
              "short": len(samples) / SAMPLING_RATE < usual["seconds"] / 2,
-             "unlike the training data": most is not None and not distance <= most}
+             "unlike the training data": usual["distance"] is not None and not distance <= usual["distance"]}
     return ", ".join(name for name, holds in found.items() if holds) or None
+
+# %% ../nbs/05d_confidence.ipynb #b7adbdb5
+def warn_unmeasured(
+    names, # of the emotions of a saved model; empty or None: it has no emotion head
+    usual, # from usual_of, or None
+):
+    "Warn, once for a model, where it cannot tell what is unlike its training data, and say what helps."
+    if not names or usual and usual["distance"] is not None: return
+    why = (f"it had fewer than {_MIN_ROWS} validation utterances with an emotion" if usual else
+           "it was saved before there was such a measure")
+    cure = ("Train with more of them" if usual else
+            "Train again, or add the measure to it (documentation, page Confidence)")
+    warnings.warn(f"this model cannot mark what is unlike its training data: {why}. {cure}. Silent, clipped "
+                  "and short recordings are marked.", stacklevel=3)

@@ -120,7 +120,8 @@ _MAX_DIFFERENCE = 1e-3        # between a graph and PyTorch, as a share of the l
 def _need(*packages):
     "Raise ImportError with the cure where a package is not installed."
     if missing := [p for p in packages if find_spec(p) is None]:
-        raise ImportError(f"export needs {' and '.join(missing)}: pip install 'prosody-ser[onnx]'.")
+        raise ImportError(f"export needs {' and '.join(missing)}: pip install -c constraints.txt -e "
+                          "'.[onnx]' in a clone of Prosody-SER.")
 
 @contextmanager
 def _quietly():
@@ -263,7 +264,8 @@ def export_onnx(
 def export_command(config):  # ExportConfig
     "The command: export, and print the files, their sizes, and what each graph differs from PyTorch."
     about = export_onnx(config.checkpoint, config.out, config.int8)
-    for name, size in about["files"].items():
+    last = "onnx.json"
+    for name, size in (*about["files"].items(), (last, (Path(config.out)/last).stat().st_size)):
         worst = about["differs"].get(name)
         note = "" if worst is None else f"  differs from PyTorch by {worst:.0e}"
         print(f"{Path(config.out)/name}  {size / 1e6:.2f} MB{note}")

@@ -26,8 +26,6 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-from filelock import SoftFileLease, Timeout
-
 from .config import ConfigError, TrainingError
 from .text import ManifestError
 
@@ -291,6 +289,7 @@ _held, _lost = set(), []             # folders that we have; those that were tak
 @cache
 def _this_host():
     "This machine as a lock names it."
+    from filelock import SoftFileLease  # here: machines without PyTorch have none
     with tempfile.TemporaryDirectory() as folder, SoftFileLease(Path(folder)/"lock") as lock:
         return lock.owner.hostname
 
@@ -315,7 +314,7 @@ def _acquire(lock, folder, flag, wait):
     before = lock.owner
     try:
         lock.acquire(timeout=0.5, poll_interval=0.05)
-    except Timeout:
+    except TimeoutError:
         if owner := lock.owner:
             _judge(lock, owner, folder, flag, wait)
         lock.acquire(poll_interval=0.5)
@@ -358,6 +357,7 @@ def one_writer(
 
 def _lock(place, folder, flag, wait):
     "The lock of a folder, which is made; FolderError where that cannot be."
+    from filelock import SoftFileLease  # here: machines without PyTorch have none
     try:
         place.mkdir(parents=True, exist_ok=True)
         lock = SoftFileLease(place/_LOCK, lease_duration=_LEASE, thread_local=False, on_compromise=_told)
@@ -465,6 +465,26 @@ def _storage_text(run, what, fault):
     return (f"{what}\n{cure}" + f"; {run.best_model} is whole" * bool(whole) + ". Then start the same "
             f"command again {again}. A study or a cross-validation goes on by itself.")
 
+# %% ../nbs/01c_folder.ipynb #c49543eb
+_NO_TORCH = ("{} is not installed here, and this needs it: pip install -c constraints.txt -e . in a clone of "
+             "Prosody-SER. On a machine without PyTorch a model that prosody-ser export has written answers "
+             "in Python: prosody_ser.onnx.OnnxPredictor(FOLDER)(FILE).")
+
+def import_fault(
+    error, # ImportError
+) -> str:
+    "What an ImportError says; where PyTorch or what comes with it is missing, with what to do."
+    name = (getattr(error, "name", None) or "").split(".")[0]
+    needed = "torch", "transformers", "tqdm", "filelock", "huggingface_hub"
+    return _NO_TORCH.format(name) if name in needed else last_line(error)
+
+def what_instead(
+    path, # of a folder without a checkpoint
+) -> str:
+    "What a folder holds instead of a checkpoint, in words."
+    if not (Path(path)/"onnx.json").is_file(): return "no checkpoint there"
+    return f"an ONNX export, which prosody_ser.onnx.OnnxPredictor({os.fspath(path)!r}) reads"
+
 # %% ../nbs/01c_folder.ipynb #command2
 def _print_anywhere():
     "What a console cannot show is printed as JSON writes it in ASCII, so that JSON stays JSON."
@@ -478,9 +498,13 @@ def _let_workers_go():
     if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
+_STOPPED = ("What is finished stays: a study or a cross-validation goes on with the same command, a training "
+            "with --resume from its last checkpoint.")
+
 def run_command(
-    job, # function without arguments
-):       # its result
+    job,              # function without arguments
+    stopped=_STOPPED, # what to say when it is interrupted
+):                    # its result
     "Run what a command does. Errors that can be mended, and interrupts, end the process with one message."
     with interruptible():
         try:
@@ -489,12 +513,11 @@ def run_command(
         except (Exception, KeyboardInterrupt) as e:
             _let_workers_go()
             if number := asked_to_stop() or (signal.SIGINT if isinstance(e, KeyboardInterrupt) else 0):
-                print("\nstopped. What is finished stays: a study or a cross-validation goes on with the "
-                      "same command, a training with --resume from its last checkpoint.", file=sys.stderr)
+                print(f"\nstopped. {stopped}".rstrip(), file=sys.stderr)
                 sys.exit(128 + number)
             ours = type(e).__module__.startswith("prosody_ser.")             # ManifestError, ConfigError, ...
             if not ours and not isinstance(e, OSError | ImportError): raise
-            sys.exit(f"error: {last_line(e)}")
+            sys.exit(f"error: {import_fault(e) if isinstance(e, ImportError) else last_line(e)}")
 
 # %% ../nbs/01c_folder.ipynb #figure2
 @cache

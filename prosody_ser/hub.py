@@ -129,8 +129,7 @@ def _metric_name(scores, key):
 
 def _eval_results(run, scores, split, dataset):
     "The scores as the Hub reads them."
-    names = [Path(file).name for file in paths_of(run.settings[f"{split}_jsonl"])]
-    about = dict(dataset_type="manifest", dataset_name=dataset or ", ".join(names), dataset_split=split,
+    about = dict(dataset_type="manifest", dataset_name=dataset or "not named", dataset_split=split,
                  dataset_revision=run.inputs.get(f"the rows of {split}_jsonl"))
     for key, (metric, args) in _METRICS.items():
         if key in scores:
@@ -211,7 +210,7 @@ def model_card(
     name=None,      # of the repository; None: that of the folder
     license=None,   # as the Hub names it; None: the card says that none was given
     languages=None, # list of codes; None: likewise
-    dataset=None,   # name of the corpus; None: the names of its manifests
+    dataset=None,   # name of the corpus; None: the card does not name it
 ) -> str:
     "The README of a model, written from its run folder."
     run, place = run if isinstance(run, Run) else Run(run), name or "this folder"
@@ -308,3 +307,5 @@ def publish_command(config):  # PublishConfig
     print(publish(config.run, config.name, folder=config.dry_run, **options))
     if not config.license:
         print("no licence was given, and the card says so: --license names one")
+    if not config.dataset:
+        print("the card does not name the corpus: --dataset does")

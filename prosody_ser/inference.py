@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from .alignment import MIN_ALIGNMENT_SCORE, alignment_scores
 from .audio import SAMPLING_RATE, audio_path, load_samples, plot_utterance
 from .batches import batches_by_length, loader_workers
-from .confidence import check_abstain, emotion_answer, unusual
+from .confidence import check_abstain, emotion_answer, unusual, warn_unmeasured
 from .config import TrainingError
 from .data import Utterance, groups_of
 from .decoding import DECODERS, blank_stats
@@ -121,6 +121,9 @@ def _tensors(transcripts, device):
     counts = [torch.tensor([*map(len, x)], device=device) for x in (ids, words)]
     return _padded(ids, device), counts[0], _padded(token_word, device), counts[1]
 
+def _nobody(step, seconds, audio=None):
+    "Who watches a predictor at work if nobody else does."
+
 def _word_dicts(words, times, scores, marks, seconds):  # W words, (W, 2), (score, [score]), [probability]
     "One dict a word, and the score of the row."
     placed = [dict(word=w, start=round(start, 3), end=round(end, 3))
@@ -133,16 +136,16 @@ def _word_dicts(words, times, scores, marks, seconds):  # W words, (W, 2), (scor
 # %% ../nbs/06b_inference.ipynb #n009
 class _Steps:
     "Part of `Predictor`: what is read from the hidden states of a batch."
+    watch = staticmethod(_nobody)             # function of a step, its seconds, and the file that was read
 
-    def _emotions(self, hidden, lengths, samples):  # (B, T, H), (B,), list of (S,)
-        "For each row the emotion, the probability of each, and what is unusual where that is known."
+    def _emotions(self, hidden, lengths, samples):  # (B, T, H) or None, (B,), list of (S,)
+        "For each row the emotion and the probability of each, where there is a head; and what is unusual."
         config = self.model.config
+        if hidden is None: return [dict(unusual=unusual(s)) for s in samples]
         logits, distances = self.model.ser.with_distance(hidden, lengths)
         rows = (logits.float() / config.emotion_temperature).softmax(-1).tolist()          # (B, C)
-        found = [emotion_answer(p, config.id2label, self.abstain) for p in rows]
-        if not config.usual: return found
-        return [f | dict(unusual=unusual(s, d, config.usual))
-                for f, s, d in zip(found, samples, distances.tolist(), strict=True)]
+        return [emotion_answer(p, config.id2label, self.abstain) | dict(unusual=unusual(s, d, config.usual))
+                for p, s, d in zip(rows, samples, distances.tolist(), strict=True)]
 
     def _transcripts(self, hidden, lengths, given):  # (B, T, H), (B,), for each row words, a text, or None
         "For each row token ids, the word of each, and words: those given, else decoded, else None."
@@ -200,13 +203,16 @@ class _Answers(_Steps):
         "A `Prediction` for each row of a batch."
         x = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(s) for s in samples], batch_first=True)
         sizes = torch.tensor([*map(len, samples)], device=self.device)
+        longest = x.shape[1] / SAMPLING_RATE
+        self.watch("encoding", longest)
         task_hidden, lengths = self.model.encode(x.to(self.device), sizes)                 # (B, T, H), (B,)
-        found = [dict(seconds=round(len(s) / SAMPLING_RATE, 3)) for s in samples]
-        if self.model.ser:
-            emotions = self._emotions(task_hidden["ser"], lengths, samples)
-            found = [a | b for a, b in zip(found, emotions, strict=True)]
+        emotions = self._emotions(task_hidden["ser"] if self.model.ser else None, lengths, samples)
+        found = [dict(seconds=round(len(s) / SAMPLING_RATE, 3)) | e
+                 for s, e in zip(samples, emotions, strict=True)]
         hidden = self.model.asr(task_hidden["asr"]) if self.model.asr else None            # (B, T, H)
+        self.watch("decoding", longest)
         transcripts = self._transcripts(hidden, lengths, given)
+        self.watch("aligning words of", longest)
         placed = self._placed(task_hidden, hidden, lengths, transcripts, [a["seconds"] for a in found])
         for answer, (*_, words), (dicts, score) in zip(found, transcripts, placed, strict=True):
             if words is None: continue
@@ -224,6 +230,7 @@ class _Windows(_Answers):
             try:
                 found.append(load_samples(item, sampling_rate))
                 seconds += len(found[-1]) / SAMPLING_RATE
+                self.watch("reading", len(found[-1]) / SAMPLING_RATE, item)
             except (ManifestError, ValueError) as e:
                 found.append(e)
             if len(found) >= 4 * batch_size or seconds >= 30 * batch_size: break
@@ -268,7 +275,11 @@ class Predictor(_Views):
                  abstain=None,    # confidence below which the emotion is "unsure"; None: always say one
                  **options):      # of the decoder, from decoder_options
         self.device = pick_device(device) if device else "cuda" if torch.cuda.is_available() else "cpu"
-        model = load_checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint.eval()
+        model = checkpoint
+        if isinstance(checkpoint, str | Path):
+            model = load_checkpoint(checkpoint)
+            warn_unmeasured(model.ser and model.config.id2label, model.config.usual)
+        model.eval()
         check_can_spell(model)
         check_abstain(abstain, model.ser and model.config.id2label.values())
         self.model, self.decode, self.abstain, self.options = model.to(self.device), decode, abstain, options

@@ -26,6 +26,7 @@ from .audio import SAMPLING_RATE, load_samples
 from .backbones import ENCODERS, Backbone, build_encoder, encoder_config, load_encoder, unreadable
 from .config import CTC_DEFAULTS, FRAME_RATE, TASKS, TINY_FRAME_RATE, ConfigError, expand_path
 from .ctc import global_mean, regularised_ctc, world_size
+from .folder import what_instead
 from .heads import CTCHead, ProsodyHead, SERHead, emotion_losses, normalise_layers
 from .tokenizer import SentencePieceTokenizer, TokenizerError
 
@@ -434,8 +435,8 @@ def _load_folder(path, model_class):
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError):
-        raise CheckpointError(f"{path}: no checkpoint there. Give the best_model folder that training wrote, "
-                              "its best_model.pt, or a hub id.") from None
+        raise CheckpointError(f"{path}: {what_instead(path)}. Give the best_model folder that training "
+                              "wrote, its best_model.pt, or a hub id.") from None
     if not isinstance(config, ProsodySERConfig):
         raise CheckpointError(f"{path} is a {config.model_type!r} model, not one trained by this package. "
                               f"To start from it, train with --backbone_path {path}.")

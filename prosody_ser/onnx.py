@@ -13,7 +13,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from .audio import SAMPLING_RATE, load_samples
-from .confidence import check_abstain, emotion_answer, unusual
+from .confidence import check_abstain, emotion_answer, unusual, warn_unmeasured
 from .data import cut_in_chunks
 from .tokenizer import SentencePieceTokenizer, given_words
 
@@ -71,8 +71,7 @@ def _session(path, threads):
     try:
         import onnxruntime
     except ImportError:
-        raise ImportError("there is no onnxruntime here: pip install 'prosody-ser[onnx]', or onnxruntime "
-                          "alone on a machine that only predicts.") from None
+        raise ImportError("there is no onnxruntime here: pip install onnxruntime.") from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 3, threads or 0
     try:
@@ -252,12 +251,13 @@ def _read_arrays(file):
 class _Heads:
     "Part of `OnnxPredictor`: what is read from the hidden states of one recording."
     def _emotion(self, hidden, samples):  # (T, H), (S,)
-        "The emotion, the probability of each, and what is unusual where that is known."
+        "The emotion and the probability of each, where there is a head; and what is unusual."
+        if hidden is None: return dict(unusual=unusual(samples))
         (z,), *distance = self._run("ser", hidden[None], np.array([len(hidden)]))
         z, usual = z / self.about["emotion_temperature"], self.about.get("usual")
         p = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
         found = emotion_answer(p, self.about["emotions"], self.abstain)
-        return found | dict(unusual=unusual(samples, distance[0][0], usual)) if usual else found
+        return found | dict(unusual=unusual(samples, distance[0][0] if distance else None, usual))
 
     def _transcript(self, logits, words):  # _Logits or None, the words that are given or None
         "Token ids, the word of each token, and the words; None without a decoder."
@@ -295,6 +295,7 @@ class OnnxPredictor(_Heads):
                  abstain=None): # confidence below which the emotion is "unsure"; None: always say one
         self.folder, self.about = folder, about = Path(folder), _read_about(folder)
         check_abstain(abstain, about["emotions"])
+        warn_unmeasured(about["emotions"], about.get("usual"))
         self.abstain = abstain
         files = dict(encoder="encoder.onnx") | {t: _GRAPHS[t] for t in about["tasks"]}
         self.sessions = {name: _session(folder/file, threads) for name, file in files.items()}
@@ -321,8 +322,7 @@ class OnnxPredictor(_Heads):
         samples = load_samples(audio, sampling_rate)                                       # (S,)
         hidden, = self.encode([samples])                                                    # task -> (T, H)
         found = dict(seconds=round(len(samples) / SAMPLING_RATE, 3))
-        if "ser" in hidden:
-            found |= self._emotion(hidden["ser"], samples)
+        found |= self._emotion(hidden.get("ser"), samples)
         logits = self._logits(hidden["asr"]) if "asr" in hidden else None
         ids, token_word, words = self._transcript(logits, words)
         if words is None: return found

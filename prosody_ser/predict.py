@@ -19,11 +19,10 @@ from contextlib import ExitStack, nullcontext, suppress
 from functools import cache
 from hashlib import blake2b
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
-
-from tqdm.auto import tqdm
 
 from prosody_ser.folder import (
     FolderError,
@@ -36,6 +35,7 @@ from prosody_ser.folder import (
 )
 
 from .audio import audio_path
+from .confidence import warn_unmeasured
 from .config import DECODING_SETTINGS, ConfigError, TrainingError
 from .data import Utterance, read_rows
 from .files import find_audio, known_by
@@ -132,6 +132,7 @@ def split_model(
 ) -> tuple: # the model or None; the others
     "Split names into the model, if the first name is one, and the recordings."
     config = Path(names[0])/"config.json"
+    if (Path(names[0])/"onnx.json").is_file(): return names[0], names[1:]      # loading it says what to do
     ours = config.is_file() and '"prosody_ser"' in config.read_text(encoding="utf-8", errors="replace")
     ours = ours or names[0].endswith(".pt") and os.path.isfile(names[0])
     return (names[0], names[1:]) if ours else (None, names)
@@ -348,29 +349,55 @@ def _jobs(config, rows):
         seen.add(job.key)
     return jobs, folder
 
-# %% ../nbs/06d_predict.ipynb #run1
-def _bar(config, **more):
-    "A progress bar, where nothing is printed beside it that somebody reads."
-    hidden = True if not config.out and sys.stdout.isatty() else None     # None: where nobody looks
-    return tqdm(leave=False, disable=hidden, **more)
+# %% ../nbs/06d_predict.ipynb #c9cee106
+_LONG = 60                               # seconds: a longer recording is better cut at its pauses
 
-def _answers(config, rows):
+def _bar(**more):
+    "A progress bar, where somebody looks at standard error."
+    from tqdm.auto import tqdm  # here: machines without PyTorch have none
+    return tqdm(leave=False, disable=None, **more)
+
+def _watch(predictor, bar, tell):
+    "Let a predictor tell of a long recording: a hint before the work, and how far it is."
+    backbone, chunks, now = predictor.model.backbone, [], dict(seconds=0.0)
+    def watch(step, seconds, audio=None):
+        chunks.clear()
+        was, now["seconds"] = now["seconds"], seconds if seconds > _LONG else 0.0
+        if now["seconds"]:
+            bar.set_description(f"{step} {seconds:.0f} s")
+        elif was:
+            bar.set_description("predicting")
+        if now["seconds"] and audio:
+            tell(f"{audio.audio_filepath}: one answer for {seconds:.0f} s; --timeline gives one for each "
+                 "utterance")
+    def chunk(*_):
+        chunks.append(1)
+        heard = (backbone.max_seconds - 2) * len(chunks)             # a second at either end is context
+        if now["seconds"]:
+            bar.set_description(f"encoding, {min(heard, now['seconds']):.0f} of {now['seconds']:.0f} s")
+    predictor.watch = watch
+    backbone.encoder.register_forward_hook(chunk)
+
+# %% ../nbs/06d_predict.ipynb #run1
+def _answers(config, rows, bar, tell):
     "What the model says, one after the other; the model is loaded when the first one is asked for."
     from prosody_ser.decoding import decoder_options
     from prosody_ser.inference import Predictor
     from prosody_ser.model import load_checkpoint
     model = load_checkpoint(config.checkpoint_path)
+    warn_unmeasured(model.ser and model.config.id2label, model.config.usual)
     gc.enable()
     decoder = decoder_options(config, model.processor.tokenizer)
     predictor = Predictor(model, config.device, config.decode_method, config.abstain, **decoder)
     if config.timeline:
         yield from (_timeline(predictor, u, config) for u in rows)
     else:
+        _watch(predictor, bar, tell)
         yield from predictor.many(rows, batch_size=config.batch_size, keep_errors=True)
 
 def _timeline(predictor, u, config):
     "The timeline of an utterance, or why there is none."
-    with _bar(config, desc=Path(u.audio_filepath).name, unit="s") as bar:
+    with _bar(desc=Path(u.audio_filepath).name, unit="s") as bar:
         def progress(seconds):
             bar.update(int(seconds) - bar.n)
         try:
@@ -378,6 +405,7 @@ def _timeline(predictor, u, config):
         except (ManifestError, TrainingError) as e:
             return e
 
+# %% ../nbs/06d_predict.ipynb #662f3791
 def _outlets(config, folder, stack):
     "Functions of a job, a record and a prediction: what is done with each."
     if folder:
@@ -391,24 +419,31 @@ def _outlets(config, folder, stack):
         place.mkdir(parents=True, exist_ok=True)                         # or tell at once
         yield lambda job, record, found: save_figure(found.plot(), place/f"{job.name}.png", 120)
 
+def _check_output(config, many):
+    "Raise ConfigError where a format would have no place to go."
+    if config.out or config.format == "jsonl": return
+    if config.table:
+        raise ConfigError(f"--table and --format {config.format} would both go to standard output. Leave one "
+                          "of them out, or give --out FOLDER for the files.")
+    if config.format in FORMATS and many:
+        raise ConfigError(f"--format {config.format} writes a file a recording: give --out FOLDER.")
+
 # %% ../nbs/06d_predict.ipynb #run2
-def _predict_jobs(config, jobs, outlets, tell):
+def _predict_jobs(config, jobs, outlets, bar, tell):
     "Predict, and hand on. Yields for each job whether it could be used."
     fields = [f for f in ("id", "start", "end") if any(getattr(j.row, f) is not None for j in jobs)]
-    found = _answers(config, [j.row for j in jobs]) if jobs else ()
+    found = _answers(config, [j.row for j in jobs], bar, tell) if jobs else ()
     for job, answer in zip(jobs, found, strict=True):
         if isinstance(answer, Exception):
             tell(f"error: {answer}")
             yield False
             continue
         record = {f: getattr(job.row, f) for f in ("audio_filepath", *fields)} | answer.to_dict()
-        if answer.seconds > 60 and not config.timeline:
-            tell(f"{job.row.audio_filepath}: one answer for {answer.seconds:.0f} s; --timeline gives one for "
-                 "each utterance")
         if config.format in FORMATS and (note := tiers_of(record).left_out):
             tell(f"{job.row.audio_filepath}: {note}")
-        for outlet in outlets:
-            outlet(job, record, answer)
+        with bar.external_write_mode():                                  # it makes room for what is printed
+            for outlet in outlets:
+                outlet(job, record, answer)
         yield True
 
 def predict_files(
@@ -417,18 +452,17 @@ def predict_files(
 ) -> tuple[int, int]: # how many recordings could not be used, of how many
     "Predict what is named, to a folder or to standard output; what cannot be used is told on standard error."
     rows, problems = find_recordings(config.audio, stdin, config.audio_base_path)
-    if config.format in FORMATS and not config.out and len(rows) > 1:
-        raise ConfigError(f"--format {config.format} writes a file a recording: give --out FOLDER.")
+    _check_output(config, len(rows) > 1)
     with one_writer(config.out, "out") if config.out else nullcontext():
         jobs, folder = _jobs(config, rows)
-        bar = _bar(config, total=len(jobs), desc="predicting", unit="file")
+        bar = _bar(total=len(jobs), desc="predicting", unit="file")
         def tell(text):
             bar.write(text.replace(f"{_spool().name}{os.sep}-:", "-:"), file=sys.stderr)
         for problem in problems:
             tell(f"error: {problem}")
         failed = len(problems)
-        with bar, ExitStack() as stack:
-            for used in _predict_jobs(config, jobs, list(_outlets(config, folder, stack)), tell):
+        with ExitStack() as stack, bar:
+            for used in _predict_jobs(config, jobs, list(_outlets(config, folder, stack)), bar, tell):
                 failed += not used
                 bar.update()
         if folder:
@@ -436,6 +470,20 @@ def predict_files(
             there = f", {len(folder.done)} of them from before" if folder.done else ""
             print(f"{sum(1 for _ in folder.records())} answers in {folder.shown}{there}")
     return failed, len(rows) + len(problems)
+
+# %% ../nbs/06d_predict.ipynb #22e160e7
+def predict_command(config):  # PredictConfig
+    "The command: predict, and exit with 1 where a recording could not be used."
+    failed, total = predict_files(config)
+    if failed:
+        sys.exit(f"{failed} of {total} files could not be used")
+
+def told_when_stopped(config):  # PredictConfig
+    "What is true of the answers when the command is interrupted, in a sentence."
+    if config.out:
+        same = "command" if config.resume else "command with --resume"
+        return f"The answers so far are in {config.out}; the same {same} goes on from there."
+    return "Only what was printed is kept. With --out FOLDER the answers are kept, and --resume goes on."
 
 # %% ../nbs/06d_predict.ipynb #lean2
 class _StandIn(ModuleType):
@@ -476,6 +524,7 @@ def import_less():
     """Import what predicts and no more, in a process of the command alone. Where other versions of the
     libraries do not bear that, the process begins anew, with all of them."""
     if "transformers.modeling_utils" in sys.modules or os.environ.get("PROSODY_SER_IMPORT_ALL"): return
+    if find_spec("torch") is None: return                                # the command says so
     gc.disable()                                                         # what is imported stays
     try:
         _leave_out()

@@ -22,6 +22,7 @@ from socket import gethostname
 
 import numpy as np
 
+from .confidence import warn_unmeasured
 from .config import ConfigError
 from .decoding import decoder_options
 from .evaluate import sound_html
@@ -65,6 +66,7 @@ class _Desk:
     def __init__(self,
                  config): # ServeConfig
         model = load_checkpoint(config.checkpoint)
+        warn_unmeasured(model.ser and model.config.id2label, model.config.usual)
         decoder = decoder_options(config, model.processor.tokenizer)
         self.predictor = Predictor(model, config.device, config.decode_method,
                                    config.abstain or None, **decoder)
@@ -390,7 +392,7 @@ def _head_html(config):
     "What the page is, and what becomes of a recording."
     most = config.max_seconds
     most = f"{most / 60:g} minutes" if most >= 120 else f"{most:g} s"
-    limits = f"Recordings up to {most} and {config.max_mb:g} MB"
+    limits = f"Recordings up to {most}, in files up to {config.max_mb:g} MB"
     if config.timeline_from < config.max_seconds:
         limits += f"; over {config.timeline_from:g} s with an answer for each utterance"
     return _styled(
@@ -440,7 +442,8 @@ def _page(gr, config, url, locked):
 def _gradio():
     "Gradio, which sends nothing home, fetches nothing, and keeps the uploads of two visitors apart."
     if find_spec("gradio") is None:
-        raise ConfigError("serve needs gradio: pip install 'prosody-ser[serve]'.")
+        raise ConfigError("serve needs gradio: pip install -c constraints.txt -e '.[serve]' in a clone of "
+                          "Prosody-SER.")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import gradio as gr
     from gradio import processing_utils, route_utils

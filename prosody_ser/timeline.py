@@ -171,10 +171,10 @@ def _fetcher(audio, stream):
     return lambda a, b: stream.samples[round(a * SAMPLING_RATE):round(b * SAMPLING_RATE)]
 
 class _Envelope:
-    "The lowest and the highest sample in each of at most 2000 equal parts of a recording."
+    "The lowest and the highest sample in each of at most 24000 equal parts of a recording."
     def __init__(self, seconds):
         self.frames, self.t = max(1, round(100 * seconds)), 0
-        self.low, self.high = np.zeros((2, min(2000, self.frames)), np.float32)
+        self.low, self.high = np.zeros((2, min(24000, self.frames)), np.float32)
 
     def watch(self, blocks):
         "The same blocks, seen on their way."
@@ -219,40 +219,34 @@ class _Rows(list):
         return to_textgrid(self.to_dict() | dict(start=self.start))
 
 
-# %% ../nbs/06g_timeline.ipynb #plotcode
-class _Drawn(_Rows):
-    "Part of `Timeline`: the strip."
-    def plot(self,
-             start=None, end=None): # seconds in the file, of what is drawn; None: all
-        """The waveform, and under it the probabilities of the emotions over time. A minute or less comes in
-        lines of 15 s with the words, prominent ones bold. Returns the figure."""
-        start = self.start if start is None else start
-        end = min(self.start + self.seconds, np.inf if end is None else end)
-        near = end - start <= 60
-        spans = [(t, t + 15) for t in np.arange(start, end, 15)] if near else [(start, end)]
-        fig = new_figure(figsize=(12, .5 + 2 * len(spans)))
-        axes = fig.subplots(2 * len(spans), 1, height_ratios=[1.4, 1] * len(spans))
-        names = list(dict.fromkeys(name for u in self for name in u.probabilities or ()))
-        colours = {name: f"C{i % 10}" for i, name in enumerate(names)}
-        for (a, b), wave, strip in zip(spans, axes[::2], axes[1::2], strict=True):
-            self._draw_wave(wave, a, min(b, end), near)
-            shown = [u for u in self if u.start < b and u.end > a]
-            _draw_strip(strip, shown, colours, b - a)
-            if near:
-                _draw_words(wave, shown, a, b)
-            for ax in (wave, strip):
-                ax.set(xlim=(a, b), yticks=[])
-            wave.set_xticks([])
-        strip.set_xlabel("seconds")
-        patches = [strip.bar(0, 0, color=c, label=name, alpha=.6) for name, c in colours.items()]
-        if patches:
-            fig.legend(handles=patches, ncols=len(patches), loc="outside upper right", frameon=False)
-        return fig
+# %% ../nbs/06g_timeline.ipynb #216bdd70
+_ROWS = 12                                         # lines of a picture, at most, where there is such a step
+_STEPS = 15, 30, 60, 120, 300, 600, 900, 1800      # seconds in a line
+_TICKS = 1, 2, 5, 10, 30, 60, 120, 300             # seconds from one number to the next: 16 in a line at most
+_READABLE = 30                                     # seconds in a line that has room for words
+
+class _Lines(_Rows):
+    "Part of `Timeline`: a line of the picture."
+    def _draw_line(self, wave, strip, a, b, end, colours):
+        "A line of the picture, from a to b; the recording may end before."
+        near = b - a <= _READABLE
+        self._draw_wave(wave, a, min(b, end), near)
+        shown = [u for u in self if u.start < min(b, end) and u.end > a]
+        _draw_strip(strip, shown, colours, a, b)
+        if near:
+            _draw_words(wave, shown, a, b)
+        for ax in (wave, strip):
+            ax.set(xlim=(a, b), yticks=[])
+        tick = next(t for t in _TICKS if (b - a) / t <= 15)
+        times = np.arange(np.ceil(a / tick), np.floor(b / tick) + 1).astype(int) * tick
+        wave.set_xticks([])
+        strip.set_xticks(times, [f"{t // 60}:{t % 60:02}" for t in times], fontsize=8)
 
     def _draw_wave(self, ax, a, b, near):
         "The waveform from a to b: its lowest and highest samples over time."
         low, high, step = self.envelope.low, self.envelope.high, self.seconds / len(self.envelope.low)
-        begin = self.start
+        first, last = (round((t - self.start) / step) for t in (a, b))
+        low, high, begin = low[first:last], high[first:last], self.start + first * step
         if near:
             x = self.fetch(a, b)
             frames, step, begin = x[:len(x) // _HOP * _HOP].reshape(-1, _HOP), _HOP / SAMPLING_RATE, a
@@ -261,30 +255,58 @@ class _Drawn(_Rows):
         top = 1.1 * max(1e-3, np.abs(self.envelope.low).max(), self.envelope.high.max())
         ax.set_ylim(-top, 2.6 * top if near else top)
 
+# %% ../nbs/06g_timeline.ipynb #plotcode
+class _Drawn(_Lines):
+    "Part of `Timeline`: the picture."
+    def plot(self,
+             start=None, end=None): # seconds in the file, of what is drawn; None: all
+        """The waveform, and under it the probabilities of the emotions over time, in lines as in a book: of
+        15 s for a minute or less, of 5 minutes for an hour. Lines of 30 s or less have the words, prominent
+        ones bold, where there is room. Returns the figure."""
+        start = self.start if start is None else start
+        end = min(self.start + self.seconds, np.inf if end is None else end)
+        step = next((s for s in _STEPS if end - start <= (4 if s == 15 else _ROWS) * s), 3600)
+        spans = [(t, t + step) for t in np.arange(start, end, step)]
+        height, wave = (2, 1.4) if step <= _READABLE else (1.25, 1)
+        fig = new_figure(figsize=(12, .6 + height * len(spans)))
+        axes = fig.subplots(2 * len(spans), 1, height_ratios=[wave, 1] * len(spans))
+        names = list(dict.fromkeys(name for u in self for name in u.probabilities or ()))
+        colours = {name: f"C{i % 10}" for i, name in enumerate(names)}
+        for (a, b), wave, strip in zip(spans, axes[::2], axes[1::2], strict=True):
+            self._draw_line(wave, strip, a, b, end, colours)
+        strip.set_xlabel("minutes:seconds")
+        patches = [strip.bar(0, 0, color=c, label=name, alpha=.6) for name, c in colours.items()]
+        if patches:
+            fig.legend(handles=patches, ncols=min(len(patches), 8), loc="outside upper right", frameon=False)
+        return fig
 
 # %% ../nbs/06g_timeline.ipynb #plotcode2
-def _draw_strip(ax, parts, colours, seconds):
+def _draw_strip(ax, parts, colours, a, b):
     "For each utterance its probabilities, one over the other, and the likeliest emotion where it has room."
+    starts, widths, bottom = [u.start for u in parts], [u.seconds for u in parts], np.zeros(len(parts))
+    for name, colour in (colours or {"": "0.9"}).items():
+        p = np.array([(u.probabilities or {"": 1.0}).get(name, 0.0) for u in parts])
+        ax.bar(starts, p, widths, bottom, align="edge", color=colour, alpha=.6)
+        bottom += p
     for u in parts:
-        bottom = 0.0
-        for name, p in (u.probabilities or {"": 1.0}).items():
-            ax.bar(u.start, p, u.seconds, bottom, align="edge", color=colours.get(name, "0.9"), alpha=.6)
-            bottom += p
-        if u.emotion and u.seconds > .06 * seconds:
-            text = f"{u.emotion} {u.probabilities[u.emotion]:.2f}"
-            ax.text((u.start + u.end) / 2, .5, text, ha="center", va="center", fontsize=8, clip_on=True)
+        first, last = max(a, u.start), min(b, u.end)
+        if u.emotion and last - first > .06 * (b - a):
+            text = f"{u.emotion} {max(u.probabilities.values()):.2f}"
+            ax.text((first + last) / 2, .5, text, ha="center", va="center", fontsize=8)
     ax.set_ylim(0, 1)
 
 def _draw_words(ax, parts, a, b):
-    "Words at their times, in three heights; grey where the times are an even split."
-    top, n = ax.get_ylim()[1], 0
+    "Words at their times, in three heights, where there is room; grey where the times are an even split."
+    top, letter, free = ax.get_ylim()[1], .0075 * (b - a), [a] * 3         # seconds that a letter takes
     for u in parts:
         for word in u.words or []:
-            if not a <= u.start + word["start"] < b: continue
+            at = u.start + word["start"]
+            k = next((k for k in range(3) if free[k] <= at), None)
+            if not a <= at < b or k is None: continue
+            free[k] = at + letter * (len(word["word"]) + 1)
             weight, colour = "bold" if word.get("prominent") else "normal", "k" if u["aligned"] else "0.5"
-            height = top * (.84 - .2 * (n % 3))
-            ax.text(u.start + word["start"], height, word["word"], fontsize=8, weight=weight, color=colour)
-            n += 1
+            height = top * (.84 - .2 * k)
+            ax.text(at, height, word["word"], fontsize=8, weight=weight, color=colour, clip_on=True)
 
 
 # %% ../nbs/06g_timeline.ipynb #htmlcode0

@@ -13,7 +13,7 @@ import soundfile as sf
 from conftest import write
 from test_commands import TINY, command, manifests
 
-from prosody_ser.audio import check_audio, given_samples, hear, load_audio, load_utterance
+from prosody_ser.audio import check_audio, given_samples, hear, load_audio, load_utterance, open_stream
 from prosody_ser.audit import audit
 from prosody_ser.data import ManifestError, Utterance, read_manifest, read_rows
 from prosody_ser.files import find_audio
@@ -207,11 +207,43 @@ def test_scales_in_files(tmp_path):
         np.testing.assert_allclose(samples, VOICE, atol=1e-6)
         assert len(told) == 1 and "divided by 32768" in told[0]
         np.testing.assert_array_equal(heard(tmp_path / "a.wav", start=0, end=0.1)[0], samples[:1600])    # the scale is the file's
-    for scale in (30, 2 ** 23, 2 ** 31):
+    for scale, cure in ((30, "It is too loud"), (2 ** 23, "Divide them"), (2 ** 31, "Divide them")):
         sf.write(tmp_path / "a.wav", VOICE * scale, RATE, subtype="FLOAT")
-        assert "where full scale is 1. Divide them" in fault(tmp_path / "a.wav")
+        assert f"where full scale is 1. {cure}" in fault(tmp_path / "a.wav")
     sf.write(tmp_path / "a.wav", np.full(RATE, np.nan), RATE, subtype="FLOAT")
     assert "NaN or infinite" in fault(tmp_path / "a.wav")
+
+
+def both_faults(path, **times):
+    """What is said of a file by either way to read it."""
+    said = []
+    for read in (lambda: load_utterance(Utterance(str(path), **times)), lambda: list(open_stream(Utterance(str(path), **times)))):
+        with pytest.raises(ManifestError) as e:
+            read()
+        said.append(str(e.value))
+    assert said[0] == said[1]
+    return said[0]
+
+
+@pytest.mark.parametrize("peak, cure", [(2.48, "too loud: turn it down where it was made, or divide all samples by 2.48"), (127, "128 for 8 bit"), (8e6, "8388608 for 24 bit")])
+def test_the_cure_fits_the_peak(tmp_path, peak, cure):
+    """A float file that is a little too loud is not one of whole numbers."""
+    x = np.sin(np.arange(16000) * 0.1)
+    sf.write(tmp_path / "a.wav", x * peak / np.abs(x).max(), 16000, "FLOAT")
+    said = both_faults(tmp_path / "a.wav")
+    assert cure in said and ("32768" not in said)
+
+
+def test_no_samples_and_too_few(tmp_path):
+    """A header alone is called that; start and end are spoken of only where there are some."""
+    for subtype in ("PCM_16", "FLOAT"):
+        sf.write(tmp_path / "empty.wav", np.zeros(0), 16000, subtype)
+        for times in (dict(), dict(start=0.0, end=1.0), dict(start=2.0)):
+            assert "the file has no samples, only a header" in (said := both_faults(tmp_path / "empty.wav", **times)) and "start" not in said
+    sf.write(tmp_path / "short.wav", np.ones(300) * 0.1, 16000)
+    assert "0.019 s of audio" in (said := both_faults(tmp_path / "short.wav")) and "Record it again" in said and "start" not in said
+    sf.write(tmp_path / "whole.wav", np.ones(16000) * 0.1, 16000)
+    assert "Check start/end" in both_faults(tmp_path / "whole.wav", start=0.5, end=0.52)
 
 
 @pytest.mark.parametrize("offset", [0.01, 0.4, -0.2])

@@ -172,8 +172,34 @@ def test_every_copy_keeps_it(model, saved, tmp_path):
     config = json.loads((saved / "config.json").read_text())
     del config["usual"]
     (tmp_path / "old/config.json").write_text(json.dumps(config))
-    found = Predictor(tmp_path / "old", "cpu", "greedy")(speech(0.3))
-    assert "unusual" not in found and found.unusual is None and dict(found) == {k: v for k, v in wanted.items() if k != "unusual"}
+    with pytest.warns(UserWarning, match="cannot mark what is unlike its training data: it was saved before") as told:
+        old = Predictor(tmp_path / "old", "cpu", "greedy")
+    assert len(told) == 1
+    found = old(speech(0.29))
+    assert found.unusual == "short" and old(speech(0.31)).unusual is None
+    assert found.keys() == wanted.keys()
+
+
+def test_old_model_marks_plain_facts(saved, made, tmp_path, capsys):  # noqa: F811
+    """Silent, clipped and short recordings are marked by a model that knows nothing of its training data, too; that it cannot tell more is said once, by the command and in Python."""
+    from prosody_ser.cli import main
+    shutil.copytree(saved, tmp_path / "old")
+    config = json.loads((saved / "config.json").read_text())
+    (tmp_path / "old/config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "usual"}))
+    (tmp_path / "wav").mkdir()
+    sounds = dict(a=speech(), b=speech() * 0, c=(speech() * 40).clip(-1, 1), d=speech(0.2))
+    for name, sound in sounds.items():
+        sf.write(tmp_path / f"wav/{name}.wav", sound, 16000)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        main(["predict", str(tmp_path / "old"), str(tmp_path / "wav"), "--device", "cpu"])
+    marks = [json.loads(line)["unusual"] for line in capsys.readouterr().out.splitlines()]
+    assert marks == [None, "silent", "clipped", "short"]
+    assert [("page Confidence" in str(w.message)) for w in told].count(True) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        asr = Predictor(create_model(None, made[1], tasks=["asr"]), "cpu", "greedy")       # no emotion head: no measure to miss
+        assert asr(speech(0.2)).unusual == "short" and asr(speech()).unusual is None
 
 
 def test_onnx(model, tmp_path):
@@ -194,7 +220,9 @@ def test_onnx(model, tmp_path):
         OnnxPredictor(tmp_path / "onnx", abstain=2)
     about = json.loads((tmp_path / "onnx/onnx.json").read_text())
     (tmp_path / "onnx/onnx.json").write_text(json.dumps({k: v for k, v in about.items() if k != "usual"}))      # an older export
-    assert "unusual" not in OnnxPredictor(tmp_path / "onnx", 1)(tone)
+    with pytest.warns(UserWarning, match="it was saved before there was such a measure"):
+        old = OnnxPredictor(tmp_path / "onnx", 1)
+    assert "unlike" not in (old(tone)["unusual"] or "") and old(speech(0.2))["unusual"] == "short"
 
 
 @pytest.mark.parametrize("family", SMALL)

@@ -118,7 +118,8 @@ def test_nothing_is_invented(run):
     card = model_card(run)
     data = yaml.safe_load(card.split("---\n")[1])
     assert "license" not in data and "language" not in data and "datasets" not in data
-    assert "No licence was given" in card and "Languages: not given." in card and "Corpus:" not in card and "test.jsonl" in str(data["model-index"])
+    assert "No licence was given" in card and "Languages: not given." in card and "Corpus:" not in card and ".jsonl" not in str(data["model-index"])
+    assert {r["dataset"]["name"] for r in data["model-index"][0]["results"]} == {"not named"}
 
 
 def test_training_writes_it(run):

@@ -14,8 +14,8 @@ import torch
 from conftest import ROOT
 from test_numerics import SMALL, made, noise, small_model  # noqa: F401  (made: a fixture)
 
-pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'prosody-ser[onnx]'")
-pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install 'prosody-ser[onnx]'")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e '.[onnx]'")
+pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install -e '.[onnx]'")
 
 from prosody_ser import alignment  # noqa: E402
 from prosody_ser.cli import main  # noqa: E402
@@ -224,6 +224,14 @@ def test_without_torch_in_an_environment(usual, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert same(json.loads(done.stdout.splitlines()[0]), wanted)
     assert not set(ABSENT) & set(done.stdout.splitlines()[1].split())
+    start = "from prosody_ser.cli import main; main()"
+    calls = [["-c", start, "predict", "out", "speech.wav"], ["-c", start, "predict", "model", "speech.wav"], ["-c", start, "serve", "model"], ["-c", start, "export", "model", "new"],
+             ["-c", "import prosody_ser as ps; ps.Predictor('out')"], ["-c", "import prosody_ser as ps; ps.train"]]
+    for call in calls:                                  # what needs PyTorch says so, and names what does not
+        done = subprocess.run([python, *call], cwd=folder, env=env, capture_output=True, text=True)
+        last = done.stderr.splitlines()[-1]
+        assert done.returncode == 1 and "is not installed here" in last and "prosody_ser.onnx.OnnxPredictor(FOLDER)(FILE)" in last, (call, done.stderr[-1500:])
+        assert call[1] != start or len(done.stderr.splitlines()) == 1, (call, done.stderr[-1500:])
 
 
 # --------------------------------------------------------------------------------------------------------- what is wrong
@@ -233,7 +241,8 @@ def test_command(usual, tmp_path, capsys):
     folder, wanted = usual
     for more in ([], ["--int8"]):
         main(["export", str(folder / "model"), str(tmp_path / "out"), *more])
-        assert "encoder.onnx" in capsys.readouterr().out
+        told = capsys.readouterr().out
+        assert {Path(line.split("  ")[0]).name for line in told.splitlines()} == {p.name for p in (tmp_path / "out").iterdir()}      # all files, and no other
     assert json.loads((tmp_path / "out/onnx.json").read_text())["precision"] == "int8"
     OnnxPredictor(tmp_path / "out")(speech(1))
     (tmp_path / "mine").mkdir()
@@ -280,9 +289,9 @@ def test_missing_packages(usual):
     folder, _ = usual
     block = "import sys\nclass Refuse:\n    def find_spec(self, name, *more):\n        if name.split('.')[0] == {!r}: raise ImportError(name)\nsys.meta_path.insert(0, Refuse())\n"
     done = subprocess.run([sys.executable, "-c", block.format("onnxruntime") + SAY], cwd=folder, capture_output=True, text=True)
-    assert done.returncode and "pip install 'prosody-ser[onnx]'" in done.stderr
+    assert done.returncode and "there is no onnxruntime here: pip install onnxruntime." in done.stderr
     from prosody_ser.export import _need
-    with pytest.raises(ImportError, match=r"no_such_thing: pip install 'prosody-ser\[onnx\]'"):
+    with pytest.raises(ImportError, match=r"no_such_thing: pip install -c constraints.txt -e '\.\[onnx\]'"):
         _need("onnxruntime", "no_such_thing")
 
 

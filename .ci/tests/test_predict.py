@@ -131,7 +131,7 @@ def test_heads(made, tasks, tmp_path, capsys):
     words = {"transcript", "aligned", "alignment_score", "words"} if "asr" in tasks else set()
     for clip, answer in zip(clips, predictor.many(clips), strict=True):
         same(predictor(clip), answer)
-        assert set(answer) == {"seconds"} | ({"emotion", "probabilities"} if "ser" in tasks else set()) | words
+        assert set(answer) == {"seconds", "unusual"} | ({"emotion", "probabilities"} if "ser" in tasks else set()) | words
         assert all(("prominence" in w) == ("prosody" in tasks) for w in answer.words or [])
         assert answer._repr_html_() and answer.to_textgrid() and type(answer.to_dict()) is dict
     given = predictor(clips[0], words="me kɔ fie")                      # words that are given are marked without a transcript head
@@ -432,10 +432,78 @@ def test_libraries_that_do_not_bear_it(saved, talks):
     assert predicts(broken + "\nimport os\nprint(os.environ.get('PROSODY_SER_IMPORT_ALL'))", saved, talks / "a/1.wav") == [*wanted, "1"]
 
 
-def test_one_answer_for_a_long_recording_is_told(saved, tmp_path, capsys):
+def test_one_answer_for_a_long_recording_is_told(saved, tmp_path, capsys, monkeypatch):
+    """The hint comes before the work; and none comes for a minute or less."""
     speech(tmp_path / "long.wav", 61.0, 0)
-    main(["predict", str(saved), str(tmp_path / "long.wav"), *GREEDY])
-    assert "long.wav: one answer for 61 s; --timeline" in capsys.readouterr().err
+    speech(tmp_path / "short.wav", 60.0, 0)
+    answers, before = Predictor._answers, []
+
+    def watched(self, samples, given):
+        before.append(capsys.readouterr().err)
+        return answers(self, samples, given)
+
+    monkeypatch.setattr(Predictor, "_answers", watched)
+    main(["predict", str(saved), str(tmp_path / "long.wav"), str(tmp_path / "short.wav"), *GREEDY])
+    said = capsys.readouterr()
+    assert before[0].count("--timeline") == 1 and "long.wav: one answer for 61 s; --timeline" in before[0]
+    assert "--timeline" not in said.err + before[1] and len(said.out.splitlines()) == 1
+
+
+def test_progress_of_a_long_recording(saved, tmp_path, capsys, monkeypatch):
+    """The bar says what is done now and how far it is, and later goes back to its own name; what is printed beside it stays whole."""
+    import tqdm.auto
+    told, described = [], tqdm.auto.tqdm.set_description
+    monkeypatch.setattr(tqdm.auto.tqdm, "set_description", lambda self, desc=None, refresh=True: (told.append(desc), described(self, desc, refresh)))
+    for name, seconds in (("a", 100.0), ("b", 2.0)):
+        speech(tmp_path / f"{name}.wav", seconds, 0)
+    main(["predict", str(saved), str(tmp_path / "a.wav"), str(tmp_path / "b.wav"), *GREEDY])
+    assert told[0] == "reading 100 s" and "encoding 100 s" in told and told[-1] == "predicting"
+    parts = [float(t.split()[1]) for t in told if t.startswith("encoding, ")]
+    assert len(parts) >= 3 and parts == sorted(parts) and parts[-1] == 100
+    assert [t for t in told if t.startswith(("decoding", "aligning"))] == ["decoding 100 s", "aligning words of 100 s"]
+    assert [json.loads(line)["seconds"] for line in capsys.readouterr().out.splitlines()] == [100.0, 2.0]
+
+
+def test_a_format_without_a_place_is_refused(saved, talks, tmp_path, command):
+    """A table and a format cannot both be standard output: neither is left out in silence."""
+    for form in ("csv", "textgrid"):
+        code, text = command("predict", saved, talks / "a/1.wav", *GREEDY, "--table", "--format", form)
+        assert code == 1 and f"--table and --format {form} would both go to standard output" in text
+    code, text = command("predict", saved, talks / "a/1.wav", *GREEDY, "--table", "--format", "csv", "--out", tmp_path / "out")
+    assert code == 0 and "transcript, *prominent*" in text and (tmp_path / "out/predictions.csv").is_file()
+
+
+@pytest.mark.parametrize("more, told", [([], "Only what was printed is kept. With --out FOLDER"), (["--out", "answers"], "the same command with --resume goes on"), (["--out", "answers", "--resume"], "the same command goes on")])
+def test_interrupted(saved, talks, tmp_path, command, monkeypatch, more, told):
+    """Ctrl-C is answered by what is true of predictions, and the cure works; no word of a training."""
+    monkeypatch.chdir(tmp_path)
+    answers = Predictor._answers
+    calls = []
+
+    def interrupted(self, samples, given):
+        if calls: raise KeyboardInterrupt
+        calls.append(1)
+        return answers(self, samples, given)
+
+    monkeypatch.setattr(Predictor, "_answers", interrupted)
+    code, text = command("predict", saved, talks, *GREEDY, "--batch_size", 1, *more)
+    assert code == 130 and f"stopped. {told}" in " ".join(text.split()).replace("The answers so far are in answers; ", "") and "training" not in text
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    if more:
+        code, text = command("predict", saved, talks, *GREEDY, "--batch_size", 1, "--out", "answers", "--resume")
+        assert code == 0 and "1 of them from before" in text
+
+
+def test_an_onnx_folder_is_named(tmp_path, command):
+    """A folder of an export is no model for PyTorch: the sentence names what reads it."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/onnx.json").write_text("{}")
+    for name in ("predict", "serve"):
+        code, text = command(name, tmp_path / "out", *["x.wav"] * (name == "predict"))
+        assert code == 1 and "an ONNX export, which prosody_ser.onnx.OnnxPredictor(" in text and "Traceback" not in text
+    with pytest.raises(ValueError, match="OnnxPredictor"):
+        Predictor(tmp_path / "out")
 
 
 def test_a_timeline_without_speech_has_its_row():

@@ -204,6 +204,52 @@ def films(tmp_path_factory):
     return folder
 
 
+def drawn(minutes, unsure=False):
+    """The timeline of so many minutes, an utterance of 4 s every 5 s with words of a letter to twelve, and its picture."""
+    from prosody_ser.timeline import Timeline, _Envelope, _Part
+    parts = []
+    for k in range(12 * minutes):
+        words = [dict(word="abcdefghijkl"[:1 + (k + i) % 12], start=i * 0.4, end=i * 0.4 + 0.4, prominent=not i % 3) for i in range(10)]
+        chances = dict(anger=0.7, joy=0.3) if k % 2 else dict(anger=0.2, joy=0.8)
+        answer = dict(seconds=4.0, emotion="unsure" if unsure else max(chances, key=chances.get), probabilities=chances, aligned=True, words=words)
+        parts.append(_Part(5.0 * k, answer, None))
+    sound = np.random.default_rng(0).normal(size=60 * RATE).astype("float32") * 0.1
+    envelope = _Envelope(60.0 * minutes)
+    for _ in envelope.watch([sound] * minutes):
+        pass
+    timeline = Timeline(parts, 0.0, 60.0 * minutes, envelope, lambda a, b: np.zeros(round((b - a) * RATE), "float32"))
+    return timeline, timeline.plot()
+
+
+@pytest.mark.parametrize("minutes, line", [(1, 15), (3, 30), (10, 60), (60, 300), (120, 600)])
+def test_a_picture_is_a_page(minutes, line):
+    """Lines of some minutes, at most twelve; all utterances are in it; times as m:ss; words only where they can be read."""
+    timeline, figure = drawn(minutes)
+    waves, strips = figure.axes[::2], figure.axes[1::2]
+    assert len(strips) == 60 * minutes / line <= 12 and figure.get_figheight() < 26
+    assert [ax.get_xlim() for ax in strips] == [(k * line, (k + 1) * line) for k in range(len(strips))]
+    bars = {round(bar.get_x(), 3) for ax in strips for bar in ax.patches if bar.get_width() == 4}
+    assert bars == {u.start for u in timeline}
+    labels = [t.get_text() for ax in strips for t in ax.get_xticklabels()]
+    assert labels[0] == "0:00" and labels[-1] == f"{minutes}:00" and max(len(ax.get_xticks()) for ax in strips) <= 16
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["anger", "joy"] and strips[-1].get_xlabel() == "minutes:seconds"
+    for ax in waves:                                        # what is heard is seen, at the right time
+        x = ax.collections[0].get_paths()[0].vertices[:, 0]
+        assert x.min() >= ax.get_xlim()[0] - 1 and x.max() <= ax.get_xlim()[1] + 1
+    words = [t for ax in waves for t in ax.texts]
+    assert bool(words) == (line <= 30)
+    figure.canvas.draw()
+    for ax in waves if line <= 30 else ():
+        boxes = [(t.get_position()[1], t.get_window_extent().x0, t.get_window_extent().x1) for t in ax.texts]
+        assert not [(a, b) for a in boxes for b in boxes if a[0] == b[0] and a[1] < b[1] < a[2]]
+
+
+def test_a_picture_where_the_model_is_unsure():
+    """The likeliest has its number beside the word unsure."""
+    _, figure = drawn(1, unsure=True)
+    assert "unsure 0.80" in [t.get_text() for ax in figure.axes[1::2] for t in ax.texts]
+
+
 def test_command(saved, films, capsys):
     code, out, err = run(capsys, "predict", saved, films, "--timeline", *GREEDY)
     records = [json.loads(line) for line in out.splitlines()]
