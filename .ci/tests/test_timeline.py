@@ -131,9 +131,10 @@ def test_stereo_at_48_kHz(tmp_path, saved):
     x, times = talk([.8] * 12, rate=48000)
     file = tmp_path / "film.flac"
     sf.write(file, np.stack([x, -x], 1) + .05, 48000)
+    predict = Predictor(saved, "cpu", "greedy")
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        found = Predictor(saved, "cpu", "greedy").timeline(file)
+        found = predict.timeline(file)
     assert sorted(str(w.message).split(": ")[1][:9] for w in told) == ["an offset", "its chann"] and all("film.flac" in str(w.message) for w in told)
     assert len(found) == 12 and all(abs(u.start - w[0][0]) < .35 and abs(u.end - w[-1][1]) < .35 for u, w in zip(found, times, strict=True))
     with warnings.catch_warnings(action="ignore"):
