@@ -118,10 +118,10 @@ class PredictConfig(DecodingSettings):
     format: str = setting("jsonl", "how answers are written",
                           choices=["jsonl", "csv", "textgrid", "srt", "eaf", "audacity"])
     resume: bool = setting(False, "go on with what is in --out: what is done there is skipped")
-    plot: bool = setting(False, "also draw a timeline of each recording into --out")
+    plot: bool = setting(False, "also draw each recording into --out, beside its answer")
     abstain: float | None = setting(None, "confidence below which the emotion is unsure, such as 0.7")
-    plot_dir: str | None = setting(None, "also draw a timeline of each file into this folder", path=True)
-    table: bool = setting(False, "print a table for people")
+    plot_dir: str | None = setting(None, "the same pictures, into this folder; needs no --out", path=True)
+    table: bool = setting(False, "print a table for people; beside another --format: with --out")
     timeline: bool = setting(False, "cut long recordings at pauses and predict each utterance")
     max_seconds: float = setting(12.0, "of an utterance of a timeline, at most")
 
@@ -154,7 +154,7 @@ class PublishConfig(Settings):
     onnx: bool = setting(False, "upload ONNX files, too")
     license: str | None = setting(None, "of the model, as the Hub names it, such as cc-by-4.0")
     languages: list[str] | None = setting(None, "codes of those that the model was trained on, such as tw")
-    dataset: str | None = setting(None, "name of the corpus; default: the names of its manifests")
+    dataset: str | None = setting(None, "name of the corpus; default: the card does not name it")
     dry_run: str | None = setting(None, "write what would be uploaded to this new folder instead", path=True)
 
 # %% ../nbs/01a_command_config.ipynb #serveconfig
@@ -169,7 +169,7 @@ class ServeConfig(DecodingSettings):
         None, "NAME:PASSWORD, or @FILE that holds it; default: the variable PROSODY_SER_AUTH, if it is set")
     examples: str | None = setting(None, "folder of recordings to pick from", path=True)
     abstain: float = setting(0.0, "an emotion that is less probable than this is called unsure")
-    max_mb: float = setting(200.0, "longest file that may be sent, in MB")
+    max_mb: float = setting(200.0, "size of a file that may be sent, at most, in MB of 2^20 bytes")
     timeline_from: float = setting(20.0, "seconds; a longer recording is cut at its pauses, as a timeline")
     max_seconds: float = setting(3600.0, "longest recording that is answered")
     queue: int = setting(30, "visitors that may wait; who comes then is asked to come later")

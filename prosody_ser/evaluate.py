@@ -409,7 +409,7 @@ def cards_html(
 
 _LEGEND = """Blue: the true emotion. <span class="marked">Underlined</span>: prominent in the reference;
 <span class="word">coloured</span>: to the model, the deeper the surer."""
-_SOUND_NOTE = " Sound: the first {:g} s. These are recordings of people: share them only where they may go."
+_SOUND_NOTE = " Sound: the first {:g} s. If they are of people, share them only where they may go."
 
 # %% ../nbs/07b_report.ipynb #c041
 def _badness(records):
