@@ -903,7 +903,7 @@ def do_job(a_job, device, toy):
     use_tf32(False, True)                      # PyTorch's defaults, which the package leaves alone
     try:
         for row in MEASURES[a_job["part"]](device=device, toy=toy, **a_job["arguments"]):
-            tell(dict(part=a_job["part"], name=a_job["name"]) | row)
+            tell(dict(part=a_job["part"], name=a_job["name"], job=a_job["name"]) | row)
     except torch.cuda.OutOfMemoryError:
         tell(failure(a_job, "out of memory"))
     except Exception as e:
@@ -1068,7 +1068,8 @@ class Report:
         "Judge some rows, and write all so far; never half a file."
         for row in rows:
             kept = [r for r in self.rows if (r["part"], r["name"]) != (row["part"], row["name"])]
-            if "left_out" in row and len(kept) < len(self.rows):
+            known = len(kept) < len(self.rows) or row["name"] in {r.get("job") for r in self.rows}
+            if "left_out" in row and known:
                 continue                                   # an earlier run had the time for it
             self.rows = kept
             judge(row, self.rows, self.about["toy"])
@@ -1146,7 +1147,8 @@ def parse():
     parser.add_argument("--parts", nargs="+", choices=TITLES, default=list(TITLES),
                         help="only these; train brings ceiling along")
     parser.add_argument("--only", nargs="+", metavar="NAME", default=[],
-                        help="only rows of these names, where * stands for anything; the ceiling always")
+                        help="only measurements of these names (* stands for anything), and the ceiling. "
+                        "A name that is not there is answered by all names")
     parser.add_argument("--more", action="store_true", help="keep rows of --out that are not measured now, "
                         "if card and PyTorch are the same")
     parser.add_argument("--toy", action="store_true", help="toy size on the CPU; so it is without a GPU")
@@ -1172,6 +1174,10 @@ def main():
     if args.only:
         def wanted(job):
             return job["part"] == "ceiling" or any(fnmatchcase(job["name"], n) for n in args.only)
+
+        names = [j["name"] for jobs in groups for j in jobs]
+        if nothing := [n for n in args.only if not any(fnmatchcase(name, n) for name in names)]:
+            sys.exit(f"--only {' '.join(nothing)}: no such row. There are: {'; '.join(dict.fromkeys(names))}")
         groups = [some for jobs in groups if (some := list(filter(wanted, jobs)))]
     report = Report(args.out, about, args.more)
     try:

@@ -484,9 +484,13 @@ def sums(row, args):
 
 
 def published(path, rows):
-    """id -> row of a file that was published before; without rows of other settings."""
+    """id -> row of a file that was published before; without rows of other settings than they have today."""
     found = {r["id"]: r for r in (read_json(path, {}) if path else {}).get("rows", [])}
-    return {r.id: found[r.id] for r in rows if r.id in found and found[r.id]["settings"] == r.settings}
+    today = {r.id: r.settings for r in rows}
+    outdated = [i for i, r in found.items() if i in today and r["settings"] != today[i]]
+    if outdated:
+        print(f"{path}: of other settings, so left out: {', '.join(outdated)}", flush=True)
+    return {i: r for i, r in found.items() if i not in outdated}
 
 
 # ---- what came of them
@@ -580,15 +584,20 @@ def mean_gradients(seeds):
     return {k: {e: float(np.mean(v)) for e, v in epochs.items()} for k, epochs in found.items()}
 
 
+def notes_of(place):
+    """What made the runs of a row; runs of earlier commits have one file, which does not tell the seeds."""
+    return [read_json(f) for f in sorted(place.glob("made/*.json"))] + read_json(place / "made.json", [])
+
+
 def made_of(row, args, seeds):
     """seed -> commits, machines and minutes of its runs, and gradients; as published where not made here."""
-    place = row.place(args.out)
-    notes = [read_json(f) for f in sorted(place.glob("made/*.json"))]
+    place, notes = row.place(args.out), notes_of(row.place(args.out))
     found = args.published.get(row.id, {}).get("made", {})
+    mine_are = (here(row, args.out) or dict(seeds={}))["seeds"]
     for seed in seeds:
-        mine = [m for m in notes if str(m["seed"]) == seed]
-        if mine:
-            about = {f"{k}s": sorted({m[k] for m in mine}) for k in ("commit", "machine")}
+        mine = [m for m in notes if str(m.get("seed", seed)) == seed]
+        if mine and seed in mine_are:
+            about = {f"{k}s": sorted({m.get(k, machine()) for m in mine}) for k in ("commit", "machine")}
             about |= dict(minutes=round(sum(m["minutes"] for m in mine), 1))
             shares = gradients(place, seed) if row.part == "paper" else {}
             found = found | {seed: about | dict(gradients=shares)}
@@ -602,8 +611,12 @@ def told(row, rows, args):
         return args.published.get(row.id)
     others = {r.id: r for r in rows}
     against = {
-        i: d for i in row.against if (theirs := sums(others[i], args)) and (d := difference(own, theirs))
+        i: d
+        for i in row.against
+        if i in others and (theirs := sums(others[i], args)) and (d := difference(own, theirs))
     }
+    before = args.published.get(row.id, {}).get("against", {})
+    against = {i: before[i] for i in row.against if i in before} | against  # some cannot be made anew here
     made = made_of(row, args, own["seeds"])
     about = {k: getattr(row, k) for k in ("id", "part", "corpus", "backbone", "way", "variant")}
     first = next(iter(own["seeds"].values()))
@@ -659,10 +672,12 @@ def publish(rows, args):
         plain=PLAIN,
     )
     found = [f for r in rows if (f := told(r, rows, args))]
+    asked = {r.id for r in rows}
+    found += [r for i, r in args.published.items() if i not in asked]  # of corpora that are not here
     made = not args.read_only or (args.out / "demo" / "made.json").exists()
     demo = make_demo(args.out) if made else read_json(args.publish, {}).get("demo")
     write_json(args.publish, dict(about=about, demo=demo, rows=found))
-    print(f"{args.publish}: {len(found)} of {len(rows)} rows", flush=True)
+    print(f"{args.publish}: {len(found)} rows, of {len(rows)} that were asked for", flush=True)
 
 
 def plan(rows, args):
@@ -672,7 +687,7 @@ def plan(rows, args):
         place, seeds = row.place(args.out), range(min(row.seeds, args.seeds))
         missing = [s for s in seeds if str(s) not in (sums(row, args) or dict(seeds={}))["seeds"]]
         runs = sum(folds_of(row, args) - len(finished(place, s)) for s in missing)
-        notes = [read_json(f) for f in place.glob("made/*.json")]
+        notes = notes_of(place)
         done, minutes = sum(m["runs"] for m in notes), sum(m["minutes"] for m in notes)
         hours = minutes / done * runs / 60 if done else None
         left += hours or 0

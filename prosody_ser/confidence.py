@@ -81,7 +81,7 @@ def warn_unmeasured(
 ):
     "Warn, once for a model, where it cannot tell what is unlike its training data, and say what helps."
     if not names or usual and usual["distance"] is not None: return
-    why = (f"it had fewer than {_MIN_ROWS} validation utterances with an emotion" if usual else
+    why = (f"it had too few validation utterances (at least {_MIN_ROWS})" if usual else
            "it was saved before there was such a measure")
     cure = ("Train with more of them" if usual else
             "Train again, or add the measure to it (documentation, page Confidence)")

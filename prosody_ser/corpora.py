@@ -214,8 +214,8 @@ def check_labels(splits, config):
     for task in config.tasks:
         if any(map(_SCORED[task], splits["val"])): continue
         raise ManifestError(f"{named_files(config.val_jsonl)}: no score of the {LABELS[task][1]} head can be "
-                            "computed, since all its labels are ties (half of the listeners each). Add "
-                            "validation rows without ties; a third listener decides most of them.")
+                            "computed: all its labels are ties (half of the listeners each) or empty. "
+                            "Add validation rows with others; a third listener decides most ties.")
 
 _SCORED = {"ser": lambda u: u.label is not None, "asr": lambda u: u.words,
            "prosody": lambda u: not all(map(is_undecided, u.prosody_annotations or ()))}

@@ -476,7 +476,8 @@ def import_fault(
     "What an ImportError says; where PyTorch or what comes with it is missing, with what to do."
     name = (getattr(error, "name", None) or "").split(".")[0]
     needed = "torch", "transformers", "tqdm", "filelock", "huggingface_hub"
-    return _NO_TORCH.format(name) if name in needed else last_line(error)
+    missing = name in needed and "cannot import name" not in str(error)    # it is there, of another version
+    return _NO_TORCH.format(name) if missing else last_line(error)
 
 def what_instead(
     path, # of a folder without a checkpoint

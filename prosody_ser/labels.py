@@ -200,10 +200,10 @@ def check_one_kind(utterances):
 
 def label_among(u, classes):
     """The class of a row by name: of shares one that is unknown, else that of the largest, of a tie None;
-    whether it is a tie; the names of all its classes."""
-    named = {c: name_of(c, classes) for c in shares_of(u.emotion)}
+    whether it is a tie; the names of all classes that somebody chose."""
+    named = {c: name_of(c, classes) for c, share in shares_of(u.emotion).items() if share}
     label = next((name for name in named.values() if name not in classes), named.get(u.label))
-    return label, is_tied(u.emotion), [*named.values()]
+    return label, label is None and is_tied(u.emotion), [*named.values()]
 
 # %% ../nbs/00_labels.ipynb #labcount1
 def soft_counts(records):

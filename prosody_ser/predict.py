@@ -482,8 +482,9 @@ def told_when_stopped(config):  # PredictConfig
     "What is true of the answers when the command is interrupted, in a sentence."
     if config.out:
         same = "command" if config.resume else "command with --resume"
-        return f"The answers so far are in {config.out}; the same {same} goes on from there."
-    return "Only what was printed is kept. With --out FOLDER the answers are kept, and --resume goes on."
+        return f"Answers that were finished are in {config.out}; the same {same} goes on from there."
+    return ("Of the answers only what was printed is kept. With --out FOLDER the answers are kept, and "
+            "--resume goes on.")
 
 # %% ../nbs/06d_predict.ipynb #lean2
 class _StandIn(ModuleType):

@@ -292,7 +292,8 @@ def _read_audformat(source):
     if not {"emotion", "words"} & found.keys():
         raise ManifestError(f"{root}: no scheme emotion or transcription; there are {', '.join(there)}. Say "
                             "which it is: --columns emotion=SCHEME,words=SCHEME.")
-    _add_labels(source, root, found, _splits_of(db), _rows_of(db, schemes.values()))
+    said = set(filter(None, schemes.values()))
+    _add_labels(source, root, found, _splits_of(db), _rows_of(db, said))
 
 # %% ../nbs/01d_sources.ipynb #audformat2
 def _labels(frame):

@@ -245,7 +245,7 @@ class _Lines(_Rows):
     def _draw_wave(self, ax, a, b, near):
         "The waveform from a to b: its lowest and highest samples over time."
         low, high, step = self.envelope.low, self.envelope.high, self.seconds / len(self.envelope.low)
-        first, last = (round((t - self.start) / step) for t in (a, b))
+        first, last = (max(0, round((t - self.start) / step)) for t in (a, b))
         low, high, begin = low[first:last], high[first:last], self.start + first * step
         if near:
             x = self.fetch(a, b)

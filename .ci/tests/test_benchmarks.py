@@ -80,9 +80,10 @@ def test_a_record_goes_on_where_another_machine_stopped(tmp_path):
     made = {"0": dict(commits=["abc"], machines=["theirs"], minutes=2.0, gradients={})}
     old = dict(id=tiny.id, settings=tiny.settings, sums=record.sums_of(answers(0, 4)), made=made)
     stale = dict(id=svm.id, settings=svm.settings, scores={"ser/ua": dict(mean=.5)})
-    record.write_json(file, dict(rows=[old, stale, old | dict(id=ROWS[5].id, settings={})]))
+    other = dict(id="table/theirs", settings={}, scores={})
+    record.write_json(file, dict(rows=[old, stale, old | dict(id=ROWS[5].id, settings={}), other]))
     args = SimpleNamespace(published=record.published(file, ROWS), out=tmp_path / "runs", publish=file, seeds=2)
-    assert set(args.published) == {svm.id, tiny.id}                    # a row of other settings is not that row
+    assert set(args.published) == {svm.id, tiny.id, other["id"]}       # a row of other settings is not that row
     assert [(r.id, s) for r, s in record.missing([svm, tiny], args)] == [(svm.id, 0), (tiny.id, 1)]
     place = tiny.place(args.out)
     for fold in range(2):
@@ -93,12 +94,17 @@ def test_a_record_goes_on_where_another_machine_stopped(tmp_path):
         run.mkdir(parents=True)
         (run / "predictions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
         assert not record.is_whole(place, 1)
+        record.write_json(place / "made" / "begun.json", dict(commit="def", machine="ours", seed=0, runs=1, minutes=9.0))
+        assert record.told(tiny, ROWS, args)["made"] == made           # a seed that is not whole here was made there
         (run / "test_results.json").write_text("{}")
     record.write_json(place / "made" / "log.json", dict(commit="def", machine="ours", seed=1, runs=2, minutes=3.0))
     found = record.told(tiny, ROWS, args)
     assert found["seeds"] == 2 and found["commits"] == ["abc", "def"] and found["minutes"] == 5.0
     assert found["scores"]["ser/ua"]["mean"] == pytest.approx(np.mean([record.values(found["sums"]["seeds"][s])["ser/ua"] for s in "01"]))
     assert record.told(svm, ROWS, args) == stale
+    args.cpu_bf16, args.read_only = False, True
+    record.publish([tiny], args)                                       # rows that are not asked for stay
+    assert {r["id"] for r in record.read_json(file)["rows"]} == {svm.id, tiny.id, other["id"]}
     assert not [s for r, s in record.missing([tiny], args)]
 
 

@@ -100,6 +100,25 @@ def test_an_audformat_table_of_another_scheme_makes_no_rows(tmp_path):
     assert [(u.audio_filepath, u.emotion) for u in read_manifest(tmp_path / "out/all.jsonl")] == [("a.wav", "joy"), ("b.wav", None)]
 
 
+def test_an_audformat_column_without_a_scheme_cuts_nothing(tmp_path):
+    """Segments of which only loudness is told make no rows, and do not take a file's label from it."""
+    audformat = pytest.importorskip("audformat")
+    db = audformat.Database("x")
+    db.schemes["emotion"] = audformat.Scheme("str")
+    db["emotions"] = audformat.Table(audformat.filewise_index(["a.wav", "b.wav"]))
+    db["emotions"]["emotion"] = audformat.Column(scheme_id="emotion")
+    db["emotions"]["emotion"].set(["joy", "fear"])
+    db["vad"] = audformat.Table(audformat.segmented_index(["a.wav", "a.wav", "c.wav"], ["0s", "0.5s", "0s"], ["0.5s", "1s", "1s"]))
+    db["vad"]["energy"] = audformat.Column()
+    db["vad"]["energy"].set([.1, .2, .3])
+    for f in "abc":
+        hum(tmp_path / f"db/{f}.wav")
+    db.save(str(tmp_path / "db"), storage_format="csv")
+    convert(tmp_path / "db", tmp_path / "out")
+    found = [(u.audio_filepath, u.start, u.emotion) for u in read_manifest(tmp_path / "out/all.jsonl")]
+    assert found == [("a.wav", None, "joy"), ("b.wav", None, "fear")]
+
+
 def test_text_instead_of_words(tmp_path):
     """A manifest row may give text, as NeMo does."""
     u, = read_manifest(write(tmp_path / "m.jsonl", [dict(audio_filepath="a.wav", text="bra  fie", offset=1, duration=2.5)]))

@@ -172,3 +172,12 @@ def test_full_disk(forge, home, tmp_path):
     again = forge.run(tmp_path, [*on("k", "run2", num_epochs=3), "--resume"])
     assert again.code == 0, again.said
     is_same(tmp_path / "straight", tmp_path / "run2", "best_model")
+
+
+def test_another_version_is_not_called_missing():
+    """Only what is not there is to be installed; what lacks a name is of another version, and its own line says so."""
+    from prosody_ser.folder import import_fault
+    with pytest.raises(ImportError) as old:
+        from huggingface_hub import no_such_name  # noqa: F401
+    assert "no_such_name" in import_fault(old.value) and "not installed" not in import_fault(old.value)
+    assert "torch is not installed" in import_fault(ModuleNotFoundError("No module named 'torch'", name="torch"))

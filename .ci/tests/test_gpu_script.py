@@ -75,5 +75,12 @@ def test_more_rows_join_those_of_an_earlier_run(tmp_path):
     assert set(by_name) == {r["name"] for r in first["rows"]} | {r["name"] for r in told["rows"] if r["part"] == "ceiling"}
     commits = {name: r.get("commit") for name, r in by_name.items() if r["part"] in ("ctc", "decode")}
     assert {commits[n] for n in commits if "lean" not in n} == {"abc"} and {commits[n] for n in commits if "lean" in n} == {None}
-    again, _ = run(tmp_path, "--more", "--minutes", "0.01", "--parts", "ctc")
-    assert not any("left_out" in r for r in again["rows"])
+    again, _ = run(tmp_path, "--more", "--minutes", "0.01", "--parts", "ceiling", "ctc")      # one job has several rows
+    assert [r["name"] for r in again["rows"]] == [r["name"] for r in told["rows"]] and not any("left_out" in r for r in again["rows"])
+
+
+def test_a_name_that_no_row_has_is_answered_by_all_names(tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks/gpu.py"), "--toy", "--out", str(tmp_path / "gpu.json"), "--only", "XLSR"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and "--only XLSR: no such row. There are: " in done.stderr and "toy XLS-R, LoRA" in done.stderr
+    assert not (tmp_path / "gpu.json").exists()

@@ -473,7 +473,7 @@ def test_a_format_without_a_place_is_refused(saved, talks, tmp_path, command):
     assert code == 0 and "transcript, *prominent*" in text and (tmp_path / "out/predictions.csv").is_file()
 
 
-@pytest.mark.parametrize("more, told", [([], "Only what was printed is kept. With --out FOLDER"), (["--out", "answers"], "the same command with --resume goes on"), (["--out", "answers", "--resume"], "the same command goes on")])
+@pytest.mark.parametrize("more, told", [([], "Of the answers only what was printed is kept. With --out FOLDER"), (["--out", "answers"], "the same command with --resume goes on"), (["--out", "answers", "--resume"], "the same command goes on")])
 def test_interrupted(saved, talks, tmp_path, command, monkeypatch, more, told):
     """Ctrl-C is answered by what is true of predictions, and the cure works; no word of a training."""
     monkeypatch.chdir(tmp_path)
@@ -487,7 +487,7 @@ def test_interrupted(saved, talks, tmp_path, command, monkeypatch, more, told):
 
     monkeypatch.setattr(Predictor, "_answers", interrupted)
     code, text = command("predict", saved, talks, *GREEDY, "--batch_size", 1, *more)
-    assert code == 130 and f"stopped. {told}" in " ".join(text.split()).replace("The answers so far are in answers; ", "") and "training" not in text
+    assert code == 130 and f"stopped. {told}" in " ".join(text.split()).replace("Answers that were finished are in answers; ", "") and "training" not in text
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     if more:

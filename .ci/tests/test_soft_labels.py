@@ -233,4 +233,15 @@ def test_a_training_uses_ties_and_its_scores_do_not(corpus, tmp_path, command):
 def test_a_validation_of_ties_alone_is_refused(corpus, tmp_path, command):
     given = halves(corpus, tmp_path, lambda split, i: split == "val")
     code, out = command(*given)
-    assert code and "val.jsonl: no score of the emotion head can be computed, since all its labels are ties" in out, out
+    assert code and "val.jsonl: no score of the emotion head can be computed: all its labels are ties" in out, out
+
+
+def test_a_class_that_nobody_chose_is_rare_and_a_row_is_counted_once():
+    """A list names all classes, also those of share 0; a tie with an unknown name is wrong, not both wrong and a tie."""
+    def findings(names=None, **splits):
+        made = {s: [Utterance(f"{s}{i}.wav", emotion=e, source=f"{s}:{i}") for i, e in enumerate(rows)] for s, rows in splits.items()}
+        return {f.check: f for f in audit(made, names=names)}
+    found = findings(["a", "b", "c"], train=[[1, 0, 0], [0, 1, 0]] * 2, val=[[1, 0, 0], [0, 1, 0]])
+    assert "train: no c" in found["rare classes"].examples
+    found = findings(train=["anger", "joy"] * 4, val=[{"anger": .5, "joyy": .5}, "joy"])["class counts"]
+    assert (found.count, found.total) == (10, 10) and not any("-1" in line for line in found.examples), found
