@@ -68,12 +68,12 @@ def test_what_the_clock_stopped_did_not_fail():
 
 def test_more_rows_join_those_of_an_earlier_run(tmp_path):
     """Rows that are not measured again stay, with their commit; a row that no longer fits does not replace one."""
-    first, _ = run(tmp_path, "--parts", "ctc", "decode")
+    first, _ = run(tmp_path, "--parts", "ctc")
     (tmp_path / "gpu.json").write_text(json.dumps(first | dict(about=first["about"] | dict(commit="abc"))), encoding="utf-8")
     told, _ = run(tmp_path, "--only", "lean*", "--more")
     by_name = {r["name"]: r for r in told["rows"]}
     assert set(by_name) == {r["name"] for r in first["rows"]} | {r["name"] for r in told["rows"] if r["part"] == "ceiling"}
-    commits = {name: r.get("commit") for name, r in by_name.items() if r["part"] in ("ctc", "decode")}
+    commits = {name: r.get("commit") for name, r in by_name.items() if r["part"] == "ctc"}
     assert {commits[n] for n in commits if "lean" not in n} == {"abc"} and {commits[n] for n in commits if "lean" in n} == {None}
     again, _ = run(tmp_path, "--more", "--minutes", "0.01", "--parts", "ceiling", "ctc")      # one job has several rows
     assert [r["name"] for r in again["rows"]] == [r["name"] for r in told["rows"]] and not any("left_out" in r for r in again["rows"])

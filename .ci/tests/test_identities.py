@@ -9,7 +9,6 @@ import soundfile as sf
 from prosody_ser.audio import load_utterance
 from prosody_ser.data import (
     ManifestError,
-    emotion_ids,
     emotion_names,
     groups_of,
     read_manifest,
@@ -17,6 +16,7 @@ from prosody_ser.data import (
     split_by_group,
     straddling_groups,
 )
+from prosody_ser.labels import emotion_ids
 
 
 def manifest(folder, name, rows):
