@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from . import callable_module, data
 from .audio import MENDED, hear
 from .config import one_folder
-from .corpora import add_rows, disjoint_names, own_folders, rename_emotions
+from .corpora import add_rows, names_apart, own_folders, rename_emotions
 from .data import Utterance, emotion_names, manifest_rows, read_rows
 from .folder import write_new
 from .labels import classes_of, is_acoustic, is_prominent, is_undecided, label_among
@@ -461,9 +461,9 @@ def audit(
     return Findings(filter(None, [_unread_fields(splits), _foreign(splits), *_check(corpus, frame_rate)]))
 
 def _foreign(splits):
-    "Pairs of corpora whose emotions have no name in common."
-    pairs, n = disjoint_names([u for us in splits.values() for u in us])
-    return _finding("disjoint emotions", len(pairs), n, pairs)
+    "Pairs of corpora that seem to call one emotion two names."
+    pairs, n = names_apart([u for us in splits.values() for u in us])
+    return _finding("emotions named apart", len(pairs), n, pairs)
 
 def _unread_fields(splits):
     "Manifests with fields that mean nothing here."

@@ -16,7 +16,7 @@ import numpy as np
 import soxr
 
 from .audio import SAMPLING_RATE, check_audio, load_utterance
-from .labels import emotion_ids, emotion_targets
+from .labels import ROUNDING, emotion_ids, emotion_targets
 
 # %% ../nbs/00c_batches.ipynb #c046
 def change_speed(audio, speed):
@@ -149,7 +149,7 @@ def _tied_counts(classes, targets, tied, power, rng):
     "The same where some rows (tied, bool (N,)) belong to several classes: as often as these in the mean."
     parts = np.zeros(targets.shape)                                                       # (N, C)
     parts[classes >= 0, classes[classes >= 0]] = 1
-    parts[tied] = np.isclose(targets[tied], targets[tied].max(1, keepdims=True))
+    parts[tied] = targets[tied] >= targets[tied].max(1, keepdims=True) - ROUNDING
     parts /= parts.sum(1, keepdims=True).clip(1)
     counts, order = parts.sum(0), rng.permutation(len(classes))                           # (C,), (N,)
     needed = (counts.max() / np.where(counts > 0, counts, counts.max())) ** power

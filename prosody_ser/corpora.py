@@ -225,7 +225,7 @@ def counts_of(rows):
     "Corpus -> how many rows are of it; rows of none are left out."
     return Counter(u.corpus for u in rows if u.corpus)
 
-def disjoint_names(rows):
+def names_apart(rows):
     "Pairs of corpora that seem to call one emotion two names, as texts; how many pairs there are."
     names = {}
     for u in rows:

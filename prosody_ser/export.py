@@ -120,8 +120,7 @@ _MAX_DIFFERENCE = 1e-3        # between a graph and PyTorch, as a share of the l
 def _need(*packages):
     "Raise ImportError with the cure where a package is not installed."
     if missing := [p for p in packages if find_spec(p) is None]:
-        raise ImportError(f"export needs {' and '.join(missing)}: pip install -c constraints.txt -e "
-                          "'.[onnx]' in a clone of Prosody-SER.")
+        raise ImportError(f"export needs {' and '.join(missing)}: pip install 'prosody-ser[onnx]'.")
 
 @contextmanager
 def _quietly():

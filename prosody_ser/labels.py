@@ -14,6 +14,8 @@ from sys import maxsize
 from .text import ManifestError, name_key
 
 # %% ../nbs/00_labels.ipynb #lab3
+ROUNDING = 0.01 + 1e-9                      # of shares with two decimals
+
 LAST_INDEX = 999                            # of an emotion: a larger one is no class, but a slip
 NO_NAMES = {"nan", "<na>", "null"}          # what tables write for an empty cell
 
@@ -59,19 +61,18 @@ def some_class(emotion):
     return next(iter(shares_of(emotion)), None)
 
 def hard_label(emotion):
-    "The class with the largest share; None without a label, or where the largest shares are equal (a tie)."
+    """The class with the largest share; None without a label, or for a tie: where the largest shares differ
+    by no more than two decimals are rounded (a third each is .34, .33, .33)."""
     if not is_soft(emotion): return emotion
     shares = shares_of(emotion)
     first, *others = sorted(shares, key=shares.get, reverse=True) or [None]
-    return None if others and math.isclose(shares[first], shares[others[0]]) else first
+    return None if others and shares[first] - shares[others[0]] <= ROUNDING else first
 
 def is_tied(emotion):
     "Whether an emotion has shares of which none is the largest: it trains, and no score uses it."
     return is_soft(emotion) and hard_label(emotion) is None
 
 # %% ../nbs/00_labels.ipynb #lab7
-_ROUNDING = 0.01 + 1e-9
-
 def shares_problem(emotion):
     "What is wrong with the shares of an emotion, a dict or a list; empty: nothing."
     names, values = (list(emotion), list(emotion.values())) if isinstance(emotion, dict) else ((), emotion)
@@ -83,7 +84,7 @@ def shares_problem(emotion):
         return f"emotion names a class twice, in {', '.join(names)}"
     if wrong := [share for share in values if not 0 <= share <= 1]:
         return f"emotion has a share of {wrong[0]:g}, not from 0 to 1"
-    if abs(sum(values) - 1) > _ROUNDING:
+    if abs(sum(values) - 1) > ROUNDING:
         return f"the shares of emotion add up to {sum(values):g}, not to 1"
     return ""
 

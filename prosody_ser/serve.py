@@ -442,8 +442,7 @@ def _page(gr, config, url, locked):
 def _gradio():
     "Gradio, which sends nothing home, fetches nothing, and keeps the uploads of two visitors apart."
     if find_spec("gradio") is None:
-        raise ConfigError("serve needs gradio: pip install -c constraints.txt -e '.[serve]' in a clone of "
-                          "Prosody-SER.")
+        raise ConfigError("serve needs gradio: pip install 'prosody-ser[serve]'.")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import gradio as gr
     from gradio import processing_utils, route_utils

@@ -11,7 +11,7 @@ from conftest import read, write, write_corpus
 from prosody_ser.audit import audit_manifests
 from prosody_ser.batches import SpeechDataset, corpus_places, train_batches
 from prosody_ser.config import ConfigError, EvaluateConfig, TrainConfig
-from prosody_ser.corpora import corpora_text, corpus_name, corpus_scores, disjoint_names, own_map, read_splits, row_digests
+from prosody_ser.corpora import corpora_text, corpus_name, corpus_scores, names_apart, own_map, read_splits, row_digests
 from prosody_ser.data import Utterance, groups_of, read_manifest, rows_digest, straddling_groups
 from prosody_ser.evaluate import players
 from prosody_ser.evaluation import paired_difference, score
@@ -199,9 +199,9 @@ def test_corpora_with_no_name_in_common_are_told(two, tmp_path, command):
     bases = [two / "akan", two / "emodb"]
     command_line = ["audit", *files, "--audio_base_path", *bases * 3]
     code, out = command(*command_line)
-    assert "disjoint emotions: 1 of 1 pairs of corpora" in out and "akan (anger, joy) and emodb (angry, happy)" in out and "--emotion_map angry=anger,happy=joy" in out
+    assert "emotions named apart: 1 of 1 pairs of corpora" in out and "akan (anger, joy) and emodb (angry, happy)" in out and "--emotion_map angry=anger,happy=joy" in out
     code, out = command(*command_line, "--emotion_map", "angry=anger,happy=joy")
-    assert "disjoint emotions" not in out and "emotion_map" not in out
+    assert "emotions named apart" not in out and "emotion_map" not in out
     code, out = command(*command_line, "--emotion_map", "sad=anger")
     assert code and "--emotion_map sad=anger: no row has the emotion 'sad'" in out
     given = {f"{s}_jsonl": [str(tmp_path / f"{c}/{s}.jsonl") for c in ("akan", "emodb")] for s in SPLITS}
@@ -210,17 +210,17 @@ def test_corpora_with_no_name_in_common_are_told(two, tmp_path, command):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("prosody_ser.train.log_main", told.append)
         load_splits(config)
-    assert any("warning: disjoint emotions: 1 of 1 pairs" in t for t in told)
-    assert disjoint_names(read_splits(TrainConfig(**settings(two)))["train"]) == ([], 1)
+    assert any("warning: emotions named apart: 1 of 1 pairs" in t for t in told)
+    assert names_apart(read_splits(TrainConfig(**settings(two)))["train"]) == ([], 1)
 
 
 def test_names_that_begin_alike_are_told_although_others_are_shared():
     """neutral in both corpora does not hide that one says anger and the other angry."""
     def rows(**corpora):
         return [Utterance("a.wav", emotion=e, corpus=c) for c, names in corpora.items() for e in names.split()]
-    pairs, n = disjoint_names(rows(nemo="neutral anger sadness", ravdess="neutral angry calm"))
+    pairs, n = names_apart(rows(nemo="neutral anger sadness", ravdess="neutral angry calm"))
     assert n == 1 and pairs == ["nemo (anger, neutral, sadness) and ravdess (angry, calm, neutral)"]
-    assert disjoint_names(rows(nemo="neutral anger", ravdess="neutral anger calm")) == ([], 1)
+    assert names_apart(rows(nemo="neutral anger", ravdess="neutral anger calm")) == ([], 1)
 
 
 def test_a_foreign_name_in_a_split_is_told_with_the_right_cure(two, tmp_path, command):

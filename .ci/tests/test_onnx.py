@@ -291,7 +291,7 @@ def test_missing_packages(usual):
     done = subprocess.run([sys.executable, "-c", block.format("onnxruntime") + SAY], cwd=folder, capture_output=True, text=True)
     assert done.returncode and "there is no onnxruntime here: pip install onnxruntime." in done.stderr
     from prosody_ser.export import _need
-    with pytest.raises(ImportError, match=r"no_such_thing: pip install -c constraints.txt -e '\.\[onnx\]'"):
+    with pytest.raises(ImportError, match=r"no_such_thing: pip install 'prosody-ser\[onnx\]'"):
         _need("onnxruntime", "no_such_thing")
 
 

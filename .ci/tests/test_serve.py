@@ -305,7 +305,7 @@ def test_without_gradio(place, command, monkeypatch):
     monkeypatch.setattr("prosody_ser.serve.find_spec", lambda name: None)
     for name in ("GRADIO_TEMP_DIR", "no_proxy"):
         monkeypatch.setenv(name, "")
-    assert command("serve", place / "model") == (1, "error: serve needs gradio: pip install -c constraints.txt -e '.[serve]' in a clone of Prosody-SER.\n")
+    assert command("serve", place / "model") == (1, "error: serve needs gradio: pip install 'prosody-ser[serve]'.\n")
 
 
 # ------------------------------------------------------------------------------------------------------------ in a browser
