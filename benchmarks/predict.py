@@ -191,6 +191,7 @@ if __name__ == "__main__":
     parser.add_argument("--json", help="file for the rows")
     parser.add_argument("--quick", action="store_true", help="see that it runs")
     args = parser.parse_args()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)                # a start would compile PyTorch's modules anew
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     found = {}
     for part in args.parts:

@@ -24,6 +24,7 @@ import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from threading import Lock
@@ -458,17 +459,20 @@ def values(speakers):
 
 def here(row, out):
     """The sums of the seeds of which every fold is finished here; None where there is none."""
-    from prosody_ser.evaluation import read_predictions
-
     place = row.place(out)
     if row.kind == "svm":
         done = place / "crossval_predictions.jsonl"
-        return sums_of(read_predictions(done)) if done.exists() else None
-    seeds = [s for s in range(row.seeds) if is_whole(place, s)]
-    records = [
-        r | dict(seed=s) for s in seeds for run in sorted(finished(place, s)) for r in read_predictions(run)
-    ]
-    return sums_of(records) if records else None
+        return sums_of_files((done,), (0,)) if done.exists() else None
+    runs = [(run, s) for s in range(row.seeds) if is_whole(place, s) for run in sorted(finished(place, s))]
+    return sums_of_files(*zip(*runs, strict=True)) if runs else None
+
+
+@cache
+def sums_of_files(files, seeds):
+    """The sums of finished runs; each is read once."""
+    from prosody_ser.evaluation import read_predictions
+
+    return sums_of([r | dict(seed=s) for f, s in zip(files, seeds, strict=True) for r in read_predictions(f)])
 
 
 def sums(row, args):
@@ -725,16 +729,18 @@ def missing(rows, args):
 
 def fill(rows, every, args):
     """Make what is missing of some rows, and print each; with several jobs each fold has a process."""
-    until = time.time() + 60 * args.minutes
+    until, shown = time.time() + 60 * args.minutes, set()
 
     def one(what):
         row, seed, *fold = what
-        if time.time() < until:
-            make(row, args, seed, *fold)
-            if (row.kind == "svm" or is_whole(row.place(args.out), seed)) and (
-                found := told(row, every, args)
-            ):
-                print(line(found), flush=True)
+        if time.time() >= until:
+            return
+        make(row, args, seed, *fold)
+        with LOCK:  # the last fold of a row prints it, once
+            new = (row.id, seed) not in shown and (row.kind == "svm" or is_whole(row.place(args.out), seed))
+            shown.update([(row.id, seed)] * new)
+        if new and (found := told(row, every, args)):
+            print(line(found), flush=True)
 
     jobs = list(missing(rows, args))
     if args.jobs > 1:

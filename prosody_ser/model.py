@@ -589,4 +589,4 @@ def memory_table(
     made = {name: memory_estimate(**settings, **more) for name, more in ways.items()}
     lines = [f"{'GB':30}" + "".join(f"{k:>13}" for k in made["all weights"])]
     lines += [f"{name:30}" + "".join(f"{v / 1e9:13.2f}" for v in m.values()) for name, m in made.items()]
-    return "\n".join(lines)
+    return "\n".join([*lines, "total: what is there at once; gradients come as copies and activations go"])
