@@ -356,7 +356,7 @@ def _heat(ax, table, names, form):
     ax.set_facecolor("0.92")
     for (i, j), x in np.ndenumerate(table):
         if np.isfinite(x):
-            dark = abs(x) > .7 * top
+            dark = abs(x) > .6 * top
             ax.text(j, i, form.format(x), ha="center", va="center", fontsize=8, color="w" if dark else "k")
     ax.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
     ax.set_yticks(range(len(names)), names)
