@@ -129,7 +129,9 @@ KINDS = {"voice.m4a": (b"\0\0\0\x18ftypM4A \0\0\0\0", "MP4 (M4A, AAC). Convert i
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_what_is_no_sound_file_is_called_by_its_name(tmp_path, name):
+def test_what_is_no_sound_file_is_called_by_its_name(tmp_path, monkeypatch, name):
+    """On a machine without ffmpeg, whatever is installed here."""
+    monkeypatch.setenv("PATH", str(tmp_path))
     data, what = KINDS[name]
     text = fault(file(tmp_path, name, data))
     assert text.startswith(f"{tmp_path}/{name}: cannot be decoded: ") and what in text, text
