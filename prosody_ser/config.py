@@ -228,6 +228,8 @@ class _ModelSettings:
     layer_mix: bool = setting(True, "each head learns which layers to read; off: the last one")
     pooling: str = setting("mean_std", "how frames are pooled (paper: mean)", choices=POOLINGS)
     head_dropout: float = setting(0.1, "dropout in the heads")
+    speaker_norm: bool = setting(
+        False, "hear an emotion relative to the speaker's mean over all their rows, which need a speaker")
     prosody_alignment: str = setting(
         "ctc", "frames of a word: by CTC once it is usable, or an even split", choices=["ctc", "uniform"])
 
@@ -496,7 +498,8 @@ def unused_settings(
     given, on = non_defaults(config), config.tasks
     of_study = {f.name for f in fields(_StudySettings)}
     of_transcript = {f.name for f in fields(_CTCSettings)} | set(DECODING_SETTINGS)
-    of_emotion = {"class_weights", "logit_adjustment", "focal_gamma", "balanced_sampling", "pooling"}
+    of_emotion = {"class_weights", "logit_adjustment", "focal_gamma", "balanced_sampling", "pooling",
+                  "speaker_norm"}
     groups = [(of_emotion, "ser" in on, "the emotion head is off"),
               (of_transcript, "asr" in on, "the transcript head is off"),
               ({"prosody_pos_weight", "prosody_alignment"}, "prosody" in on, "the prominence head is off"),
@@ -528,6 +531,8 @@ class EvaluateConfig(DecodingSettings):
     tokenizer_path: str | None = setting(
         None, "checked against the checkpoint's tokenizer; default: that one", path=True)
     batch_size: int = setting(8, "utterances at a time")
+    speaker_norm: bool | None = setting(
+        None, "emotions relative to the mean of each speaker of these rows; default: as trained")
     output_dir: str = setting("eval_results", "folder of the report", path=True)
     use_amp: bool = setting(True, "16-bit arithmetic where the GPU has it")
     device: str = setting("cuda", "where to run; without a GPU: cpu", choices=["cuda", "cpu"])

@@ -535,6 +535,7 @@ def evaluate_model(
         names, dataset = _as_dataset(model, utterances, base or None)
         records = predict(model, dataset, config.batch_size, config.decode_method, config.device,
                           config.use_amp and config.device == "cuda", config.num_workers,
+                          config.speaker_norm,
                           **decoder_options(config, tokenizer, dataset.utterances, where))
         facts = {k: getattr(model.config, k) for k in ("alphas", "ctc", "backbone", "emotion_temperature")}
         used = {k: v for k, v in asdict(config).items() if v != ""} | facts | dict(heads=model.config.tasks)

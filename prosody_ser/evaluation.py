@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['METRIC_NAMES', 'LOWER_IS_BETTER', 'ser_metrics', 'with_emotion', 'plot_confusion', 'save_confusion', 'confidences',
            'calibration_error', 'plot_calibration', 'fit_temperature', 'at_temperature', 'calibrate', 'risk_coverage',
-           'aurc', 'confidence_metrics', 'plot_abstention', 'edit_counts', 'normalise', 'asr_metrics', 'ctc_advice',
+           'aurc', 'confidence_metrics', 'plot_abstention', 'edit_counts', 'asr_metrics', 'ctc_advice',
            'prosody_metrics', 'score', 'draw_scores', 'intervals', 'describe_intervals', 'group_runs', 'run_groups',
            'paired_difference', 'write_predictions', 'read_predictions']
 
 # %% ../nbs/07_evaluation.ipynb #imports
 import json
-import unicodedata
 from pathlib import Path
 
 import jiwer
@@ -23,12 +22,13 @@ from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix, roc_auc_sc
 
 from .folder import new_figure, save_figure, to_json, write_whole
 from .labels import is_acoustic, is_prominent, is_tied, is_undecided, soft_counts
-from .text import ManifestError, clean, read_text
+from .text import ManifestError, clean, normalise, read_text
 
 # %% ../nbs/07_evaluation.ipynb #c032
 METRIC_NAMES = {
     "skill": "skill", "ser/wa": "emotion WA", "ser/ua": "emotion UA", "ser/macro_f1": "emotion macro-F1",
-    "ser/weighted_f1": "emotion weighted F1", "asr/wer": "WER", "asr/cer": "CER",
+    "ser/weighted_f1": "emotion weighted F1", "ser/ua_alone": "emotion UA, without speaker norm",
+    "ser/ua_speaker_norm": "emotion UA, with speaker norm", "asr/wer": "WER", "asr/cer": "CER",
     "asr/wer_normalised": "WER normalised", "asr/cer_normalised": "CER normalised",
     "prosody/f1": "prominence F1", "prosody/precision": "prominence precision",
     "prosody/recall": "prominence recall", "prosody/accuracy": "prominence accuracy",
@@ -58,6 +58,18 @@ def ser_metrics(
 ) -> dict:
     "WA, UA, macro and weighted F1 with their floors, and the number of utterances."
     return _with_floors(_ser_scores, confusion_matrix(truth, predicted)) | {"ser/n": len(truth)}
+
+def _answers(records):
+    "The score of emotions -> the answers that it is about, where speaker norm is on or would change some."
+    ways = {"": "predicted_emotion", "_alone": "predicted_alone", "_speaker_norm": "predicted_speaker_norm"}
+    return {f"ser/ua{way}": [r[key] for r in records] for way, key in ways.items()
+            if all(key in r for r in records)}
+
+def _emotion_scores(records):
+    "As `ser_metrics`, and UA of the answers without, or with, speaker norm."
+    found = {k: ser_metrics([r["emotion"] for r in records], said) for k, said in _answers(records).items()}
+    other = {k + end: m["ser/ua" + end] for k, m in found.items() for end in ("", "_floor")}
+    return found["ser/ua"] | other
 
 # %% ../nbs/07_evaluation.ipynb #c033
 def with_emotion(
@@ -276,19 +288,6 @@ def edit_counts(
     counts = [one(r, h) for r, h in zip(references, hypotheses, strict=True)]
     return np.array(counts, int).reshape(-1, 4)
 
-# %% ../nbs/07_evaluation.ipynb #07evaluationc015
-def normalise(
-    text, # a transcript
-) -> str:
-    "A transcript without case and punctuation."
-    text = unicodedata.normalize("NFC", text.replace("\u2019", "'").replace("\u02bc", "'")).lower()
-    kinds = " " + "".join(unicodedata.category(c)[0] for c in text) + " "     # of text[i] is kinds[i + 1]
-    def kept(i, c):
-        if c == "'": return c if kinds[i] in "LM" and kinds[i + 2] == "L" else " "
-        if kinds[i + 1] in "LMN" or c == "⁇": return c                # letter, mark, number, unknown piece
-        return "" if unicodedata.category(c) == "Cf" else " "                   # format character
-    return " ".join("".join(kept(i, c) for i, c in enumerate(text)).split())
-
 # %% ../nbs/07_evaluation.ipynb #asr0
 _RATES = {
     "asr/wer": (str, jiwer.process_words), "asr/cer": (str, jiwer.process_characters),
@@ -380,7 +379,7 @@ def score(
     "All metrics of a set of predictions; a task without a labelled row is left out."
     metrics = {}
     if rows := with_emotion(records):
-        metrics |= ser_metrics([r["emotion"] for r in rows], [r["predicted_emotion"] for r in rows])
+        metrics |= _emotion_scores(rows)
         metrics |= confidence_metrics(rows)
     if rows := _having("text", records):
         metrics |= asr_metrics([r["text"] for r in rows], [r["hypothesis"] for r in rows]) | _ctc_health(rows)
@@ -438,10 +437,12 @@ def _drawn_auc(marks, probabilities, owner, resamples, seed):
 # %% ../nbs/07_evaluation.ipynb #c026
 def _draw_ser(records, owner, *draws):
     "Scores (resamples,) of the emotions in each drawn set; draws: resamples, seed."
-    ids, n = _indices([r[k] for k in ("emotion", "predicted_emotion") for r in records])
-    truth, predicted = np.eye(n)[ids].reshape(2, len(records), n)                           # (N, C) each
-    counts = truth[:, :, None] * predicted[:, None, :]                                      # (N, C, C)
-    return _ser_scores(_drawn_sums(counts, owner, *draws))
+    answers = _answers(records)
+    ids, n = _indices([e for said in ([r["emotion"] for r in records], *answers.values()) for e in said])
+    truth, *ways = np.eye(n)[ids].reshape(1 + len(answers), len(records), n)                # (N, C) each
+    sums = (_drawn_sums(truth[:, :, None] * x[:, None, :], owner, *draws) for x in ways)    # (R, C, C)
+    scores = dict(zip(answers, map(_ser_scores, sums), strict=True))
+    return scores["ser/ua"] | {k: s["ser/ua"] for k, s in scores.items()}
 
 def _draw_asr(records, owner, *draws):
     "Scores (resamples,) of the transcripts in each drawn set."

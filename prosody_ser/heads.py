@@ -78,6 +78,13 @@ class SERHead(nn.Module):
         self.norm = RunningNorm(self.pool.size)
         self.out = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.pool.size, num_labels))
 
+    @property
+    def centre(self):
+        "(C,) logits of the mean of the training data, as an array."
+        bias = self.out[-1].bias.detach()
+        whole = bias.full_tensor() if hasattr(bias, "full_tensor") else bias              # of a sharded model
+        return whole.float().cpu().numpy()
+
     def with_distance(self, hidden, lengths):  # (B, T, H) from mix, (B,) -> (B, C), (B,)
         "Logits, and how far from the training data a row is: the root mean square of what it standardises."
         x = self.norm(self.pool(hidden, lengths), lengths > 0)                        # (B, H or 2H)

@@ -12,6 +12,7 @@ import json
 import sys
 import uuid
 from contextlib import suppress
+from copy import copy
 from html import escape
 from pathlib import Path
 
@@ -19,11 +20,11 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from . import confidence
 from .alignment import MIN_ALIGNMENT_SCORE, alignment_scores
 from .audio import SAMPLING_RATE, audio_path, load_samples, plot_utterance
 from .batches import batches_by_length, loader_workers
-from .confidence import check_abstain, emotion_answer, unusual, warn_unmeasured
-from .config import TrainingError
+from .config import ConfigError, TrainingError
 from .data import Utterance, groups_of
 from .decoding import DECODERS, blank_stats
 from .files import find_audio, known_by
@@ -57,7 +58,7 @@ class Prediction(dict):
                  values,   # dict: seconds, and what each head says
                  samples): # (S,), 16 kHz; kept beside the dict
         super().__init__(values)
-        self.samples = samples
+        self.samples, self.logits = samples, self.pop("logits", None)       # the latter without speaker norm
 
     seconds = property(lambda self: self["seconds"], doc="Length of the audio.")
     emotion = property(lambda self: self.get("emotion"), doc="The likeliest emotion, or unsure.")
@@ -136,16 +137,18 @@ def _word_dicts(words, times, scores, marks, seconds):  # W words, (W, 2), (scor
 # %% ../nbs/06b_inference.ipynb #n009
 class _Steps:
     "Part of `Predictor`: what is read from the hidden states of a batch."
+    shift = 0.0                               # (C,) taken off the emotions' logits: how a speaker sounds
     watch = staticmethod(_nobody)             # function of a step, its seconds, and the file that was read
 
     def _emotions(self, hidden, lengths, samples):  # (B, T, H) or None, (B,), list of (S,)
         "For each row the emotion and the probability of each, where there is a head; and what is unusual."
         config = self.model.config
-        if hidden is None: return [dict(unusual=unusual(s)) for s in samples]
+        if hidden is None: return [dict(unusual=confidence.unusual(s)) for s in samples]
         logits, distances = self.model.ser.with_distance(hidden, lengths)
-        rows = (logits.float() / config.emotion_temperature).softmax(-1).tolist()          # (B, C)
-        return [emotion_answer(p, config.id2label, self.abstain) | dict(unusual=unusual(s, d, config.usual))
-                for p, s, d in zip(rows, samples, distances.tolist(), strict=True)]
+        chances = ((logits.float() - self.shift) / config.emotion_temperature).softmax(-1)     # (B, C)
+        rows = zip(samples, distances.tolist(), logits.tolist(), chances.tolist(), strict=True)
+        return [confidence.emotion_answer(p, config.id2label, self.abstain)
+                | dict(unusual=confidence.unusual(s, d, config.usual), logits=x) for s, d, x, p in rows]
 
     def _transcripts(self, hidden, lengths, given):  # (B, T, H), (B,), for each row words, a text, or None
         "For each row token ids, the word of each, and words: those given, else decoded, else None."
@@ -153,14 +156,11 @@ class _Steps:
         if hidden is not None and any(words is None for words in given):
             logits, blank = self.model.token_logits(hidden), self.model.config.blank_id
             decoded = DECODERS[self.decode](logits, lengths, blank, **self.options)
-        found = []
-        for words, ids in zip(given, decoded, strict=True):
-            if words is not None:
-                found.append(given_words(tokenizer, words))
-            else:
-                words, token_word = tokenizer.decode_words(ids) if ids is not None else (None, [])
-                found.append((ids or [], token_word, words))
-        return found
+        def one(words, ids):
+            if words is not None: return given_words(tokenizer, words)
+            words, token_word = tokenizer.decode_words(ids) if ids is not None else (None, [])
+            return ids or [], token_word, words
+        return [one(*row) for row in zip(given, decoded, strict=True)]
 
     def _placed(self, task_hidden, hidden, lengths, transcripts, seconds):
         "For each row one dict a word with times, score and prominence; the alignment's score or None."
@@ -257,6 +257,22 @@ class _Views(_Windows):
         from prosody_ser.timeline import Timeline  # here: it is built on this room
         return Timeline.of(self, audio, max_seconds, **options)
 
+    def for_speaker(self,
+                    recordings, # iterable of files, Utterances, or samples of shape (S,): of one person
+                    sampling_rate=SAMPLING_RATE, # Hz of samples that are given
+                    **options): # of many: batch_size
+        """A copy that hears emotions relative to the mean of these recordings, which need no labels. Raises
+        `ConfigError` without an emotion head or a recording, `ManifestError` for a file that cannot be
+        used."""
+        found = copy(self)
+        found.decode, found.options = "greedy", {}                           # nobody looks at the words
+        logits = [a.logits for a in found.many(recordings, sampling_rate, **options)]
+        if not logits or not self.model.ser:
+            raise ConfigError("for_speaker needs recordings of a speaker, and a model with an emotion head.")
+        shift, found = confidence.speaker_shift(logits, self.model.ser.centre), copy(self)
+        found.shift = torch.tensor(shift, dtype=torch.float32, device=self.device)
+        return found
+
     def plot(self,
              audio,      # a file, an Utterance, or samples of shape (S,)
              sampling_rate=SAMPLING_RATE, # Hz of samples that are given
@@ -278,10 +294,10 @@ class Predictor(_Views):
         model = checkpoint
         if isinstance(checkpoint, str | Path):
             model = load_checkpoint(checkpoint)
-            warn_unmeasured(model.ser and model.config.id2label, model.config.usual)
+            confidence.warn_unmeasured(model.ser and model.config.id2label, model.config.usual)
         model.eval()
         check_can_spell(model)
-        check_abstain(abstain, model.ser and model.config.id2label.values())
+        confidence.check_abstain(abstain, model.ser and model.config.id2label.values())
         self.model, self.decode, self.abstain, self.options = model.to(self.device), decode, abstain, options
 
     def __call__(self,
@@ -337,15 +353,6 @@ def decode_batch(
     return kept | {k: out[k].float() for k in own if k in out and not k.endswith("_loss")}  # of a subclass
 
 # %% ../nbs/06b_inference.ipynb #n017
-def _emotion_record(logits, names, temperature):  # (C,)
-    "The emotion's part of a record."
-    logits = torch.as_tensor(logits)
-    p = (logits / temperature).softmax(-1)
-    def named(values):
-        return {n: round(float(v), 5) for n, v in zip(names, values, strict=True)}
-    return dict(predicted_emotion=names[int(logits.argmax())], probabilities=named(p),
-                emotion_logits=named(logits))
-
 def _transcript_record(utterance, tokens, frames, blank_rate, tokenizer):
     "The transcript's part of a record."
     ids, reference = [t for t in tokens if t >= 0], tokenizer.encode_words(utterance.words or [])[0]
@@ -376,7 +383,7 @@ def to_records(
         if is_soft(u.emotion):
             r["emotion_shares"] = u.emotion
         if "emotion_logits" in row:
-            r |= _emotion_record(row["emotion_logits"], names, temperature)
+            r |= confidence.emotion_record(row["emotion_logits"], names, temperature)
         if "tokens" in row:
             r |= _transcript_record(u, row["tokens"], row["frames"], row["blank_rate"], tokenizer)
         if "prosody_logits" in row and u.words:
@@ -422,6 +429,7 @@ def predict(
     device="cpu", # where to run
     amp=False,    # 16-bit autocast where the device has it
     num_workers=0, # processes that load audio
+    speaker_norm=None, # emotions relative to each speaker's mean; None: as the model was trained
     **options,    # of the decoder, from decoder_options
 ) -> list[dict]:  # one record an utterance, in the dataset's order
     "Predict a dataset."
@@ -433,7 +441,8 @@ def predict(
         utterances, emotions, part = ([x[i] for i in places]
                                       for x in (dataset.utterances, dataset.emotions, groups))
         records |= zip(places, to_records(utterances, emotions, kept, *how, part), strict=True)
-    return [records[i] for i in range(len(dataset))]
+    records = [records[i] for i in range(len(dataset))]
+    return confidence.with_speaker_norm(records, dataset.utterances, model, how[-1], speaker_norm)
 
 def predict_emotions(
     model,        # ProsodySER with an SER head
@@ -443,11 +452,13 @@ def predict_emotions(
     amp=False,    # 16-bit autocast where the device has it
     num_workers=0, # processes that load audio
 ) -> tuple:       # (N, C), (N,) arrays in the dataset's order
-    """The emotions' logits of a dataset, without temperature: what `calibrate` reads; and distances from the
-    training data: what `usual_of` reads."""
+    """The emotions' logits of a dataset, without temperature, with the model's speaker norm: what `calibrate`
+    reads; and distances from the training data: what `usual_of` reads."""
     logits, far = np.zeros((len(dataset), model.config.num_labels), np.float32), np.zeros(len(dataset))
     for places, out in _outputs(model, dataset, batch_size, device, amp, num_workers, "calibrating"):
         logits[places], far[places] = out.emotion_logits.float().cpu(), out.emotion_distance.cpu()
+    if model.config.speaker_norm:
+        logits = confidence.speaker_normalised(logits, dataset.utterances, model.ser.centre)
     return logits, far
 
 # %% ../nbs/06b_inference.ipynb #08bleanc010

@@ -56,6 +56,7 @@ class ProsodySERConfig(PretrainedConfig):
                  spec_augment=True,      # mask time and frequency while training
                  emotion_temperature=1.0, # divides the emotions' logits; fitted on validation after training
                  usual=None,             # dict: what recordings are like, from usual_of; None: not known
+                 speaker_norm=False,     # hear emotions relative to the speaker's mean, where that is known
                  emotion_indices=None,   # an index of a manifest means the class there; None: not recorded
                  **kwargs):
         self.backbone, self.encoder, self.feature_extractor = backbone, encoder, feature_extractor
@@ -66,7 +67,7 @@ class ProsodySERConfig(PretrainedConfig):
         self.ser, self.head_dropout, self.emotion_temperature = ser or {}, head_dropout, emotion_temperature
         self.prosody_alignment, self.prosody_pos_weight = prosody_alignment, prosody_pos_weight
         self.whisper_tail_seconds, self.max_seconds = whisper_tail_seconds, max_seconds
-        self.emotion_indices, self.usual = emotion_indices, usual
+        self.emotion_indices, self.usual, self.speaker_norm = emotion_indices, usual, speaker_norm
         super().__init__(**kwargs)
 
 # %% ../nbs/06_model.ipynb #c009
@@ -335,10 +336,8 @@ class ProsodySER(_WordAlignment, _TaskWeights, _SpeechModel):
                 layers = [s.view_as(s) for s in layers]
                 shared.extend(s for s in layers if s.requires_grad)
             return self.mix_layers(layers)
-        if states is None:
-            mixed, frames = self.backbone(audio, audio_lengths, mix)
-        else:
-            mixed = mix(list(states.float().unbind(2)))
+        mixed, frames = (self.backbone(audio, audio_lengths, mix) if states is None else
+                         (mix(list(states.float().unbind(2))), frames))
         return dict(zip(self.config.tasks, mixed, strict=True)), frames
 
     def forward(self, audio=None, audio_lengths=None, states=None, frames=None, emotion=None, targets=None,

@@ -168,7 +168,7 @@ def _warn_of_idle(config, train, model, tokenizer):
 # %% ../nbs/09b_training.ipynb #model2
 _MODEL_SETTINGS = ("tasks", "alphas", "alpha_mode", "ctc", "layer_mix", "pooling", "head_dropout",
                    "spec_augment", "prosody_alignment", "prosody_pos_weight", "whisper_tail_seconds",
-                   "max_seconds")
+                   "max_seconds", "speaker_norm")
 
 def _emotion_loss_options(config, counts):
     "Options of the emotion loss for training rows with these counts of each emotion."

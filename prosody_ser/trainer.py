@@ -23,6 +23,7 @@ from transformers.trainer_callback import ProgressCallback, TrainerState
 from .audio import SAMPLING_RATE
 from .backbones import unreadable
 from .batches import DrawOne, batches_by_length, loader_workers, train_batches
+from .confidence import with_speaker_norm
 from .config import ConfigError, TrainingError
 from .ctc import world_size
 from .evaluation import ctc_advice, score, write_predictions
@@ -286,7 +287,8 @@ class _Validation:
                                 f"what the model answers is no number ({wrong[0]}). {_FINITE_CURE}")
         val, tokenizer = self.eval_dataset, self.processing_class.tokenizer
         utterances, emotions = [val.utterances[i] for i in rows], [val.emotions[i] for i in rows]
-        self.validated = to_records(utterances, emotions, decoded, val.names, tokenizer)
+        records = to_records(utterances, emotions, decoded, val.names, tokenizer)
+        self.validated = with_speaker_norm(records, utterances, self.accelerator.unwrap_model(self.model))
         return self._with_choice(self.scores(self.validated))
 
     def scores(self, records):
