@@ -24,7 +24,7 @@ import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from hashlib import blake2b
 from pathlib import Path
 from threading import Lock
@@ -43,7 +43,7 @@ HEADS = {
     ("ser", "asr", "prosody"): "with transcript and prominence",
 }
 LOCK = Lock()
-SHOWN = "ser/ua", "ser/wa", "ser/macro_f1", "asr/wer", "prosody/f1"
+SHOWN = "ser/ua", "ser/ua_speaker_norm", "ser/wa", "ser/macro_f1", "asr/wer", "prosody/f1"
 
 
 @dataclass
@@ -306,7 +306,9 @@ def is_whole(place, seed):
 
 
 def compare_svm(folds, folder, refit):
-    """ComParE functionals and a linear SVM, its C chosen on validation: predictions in the shape of ours."""
+    """ComParE functionals and a linear SVM, its C chosen on validation: predictions in the shape of ours.
+
+    Its decision function is linear, so speaker norm is the same subtraction as for our head."""
     import opensmile
     from sklearn.metrics import recall_score
     from sklearn.pipeline import make_pipeline
@@ -314,6 +316,7 @@ def compare_svm(folds, folder, refit):
     from sklearn.svm import LinearSVC
 
     from prosody_ser.audio import load_utterance
+    from prosody_ser.confidence import speaker_normalised
     from prosody_ser.data import groups_of, read_manifest
 
     smile = opensmile.Smile(opensmile.FeatureSet.ComParE_2016, opensmile.FeatureLevel.Functionals)
@@ -342,18 +345,20 @@ def compare_svm(folds, folder, refit):
             if refit
             else models[best]
         )
+        alone = model.decision_function(x["test"])
+        normalised = speaker_normalised(alone, rows["test"], model[-1].intercept_)
+        answers = (model.classes_[values.argmax(1)] for values in (alone, normalised))
         records += [
             dict(
                 id=u.id or u.audio_filepath,
                 seed=0,
                 emotion=str(u.emotion),
                 predicted_emotion=str(p),
+                predicted_speaker_norm=str(q),
                 speaker=u.speaker,
                 group=group,
             )
-            for u, p, group in zip(
-                rows["test"], model.predict(x["test"]), groups_of(rows["test"]), strict=True
-            )
+            for u, p, q, group in zip(rows["test"], *answers, groups_of(rows["test"]), strict=True)
         ]
     return records
 
@@ -389,15 +394,19 @@ def make(row, args, seed, only=None):
 # ---- sums by seed and speaker: what every figure is made of, so that a record goes on anywhere
 
 
+ANSWERS = dict(ser="predicted_emotion", ser_speaker_norm="predicted_speaker_norm")
+
+
 def counts_of(record, names):
     """What the scores of a prediction are sums of: task -> array of whole numbers."""
     from prosody_ser.evaluation import edit_counts
     from prosody_ser.text import clean
 
     found = {}
-    if record.get("emotion") is not None and "predicted_emotion" in record:
-        cell = names.index(record["emotion"]) * len(names) + names.index(record["predicted_emotion"])
-        found["ser"] = np.bincount([cell], minlength=len(names) ** 2)
+    for task, key in ANSWERS.items():
+        if record.get("emotion") is not None and key in record:
+            cell = names.index(record["emotion"]) * len(names) + names.index(record[key])
+            found[task] = np.bincount([cell], minlength=len(names) ** 2)
     if record.get("text"):
         found["asr"] = edit_counts([clean(record["text"])], [" ".join(record["hypothesis"].split())])[0]
     if record.get("prosody_annotations"):
@@ -409,7 +418,7 @@ def counts_of(record, names):
 
 def sums_of(records):
     """emotions: their names; seeds: seed -> speaker -> task -> counts. Seed, speaker and counts are texts."""
-    names = sorted({r[k] for r in records for k in ("emotion", "predicted_emotion") if r.get(k)})
+    names = sorted({r[k] for r in records for k in ("emotion", *ANSWERS.values()) if r.get(k)})
     seeds = {}
     for r in records:
         own = seeds.setdefault(str(r["seed"]), {}).setdefault(str(r["group"]), {})
@@ -440,12 +449,14 @@ def scored(task, counts):
 
     if task == "asr":
         return {"asr/wer": counts[:, :3].sum(1) / counts[:, 3]}
+    if task == "ser_speaker_norm":
+        return {"ser/ua_speaker_norm": _ser_scores(counts)["ser/ua"]}
     return (_ser_scores if task == "ser" else _prosody_scores)(counts)
 
 
 def values(speakers):
     """The scores of a seed, and as KEY_floor their floors."""
-    from prosody_ser.evaluation import _prosody_scores, _ser_scores, _with_floors
+    from prosody_ser.evaluation import _with_floors
 
     found = {}
     for task, counts in tables(speakers).items():
@@ -453,7 +464,7 @@ def values(speakers):
         if task == "asr":
             found |= {k: float(v[0]) for k, v in scored(task, total[None]).items()} | {"asr/wer_floor": 1.0}
         else:
-            found |= _with_floors(_ser_scores if task == "ser" else _prosody_scores, total)
+            found |= _with_floors(partial(scored, task), total)
     return found
 
 
@@ -644,6 +655,8 @@ def line(found):
     """A row for people."""
     ua = found["scores"]["ser/ua"]
     text = f"{found['id']}: {found['seeds']} seeds, UA {ua['mean']:.3f} [{ua['low']:.3f}, {ua['high']:.3f}]"
+    norm = found["scores"].get("ser/ua_speaker_norm")
+    text += f", with speaker norm {norm['mean']:.3f} [{norm['low']:.3f}, {norm['high']:.3f}]" if norm else ""
     wer = found["scores"].get("asr/wer")
     text += f", WER {wer['mean']:.3f}" if wer else ""
     for name, d in found["against"].items():
