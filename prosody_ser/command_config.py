@@ -120,6 +120,9 @@ class PredictConfig(DecodingSettings):
     resume: bool = setting(False, "go on with what is in --out: what is done there is skipped")
     plot: bool = setting(False, "also draw each recording into --out, beside its answer")
     abstain: float | None = setting(None, "confidence below which the emotion is unsure, such as 0.7")
+    speaker_norm: str | None = setting(
+        None, "emotions relative to a speaker's mean: rows, of each speaker of a manifest; one, all are "
+        "recordings of one person", choices=["rows", "one"])
     plot_dir: str | None = setting(None, "the same pictures, into this folder; needs no --out", path=True)
     table: bool = setting(False, "print a table for people; beside another --format: with --out")
     timeline: bool = setting(False, "cut long recordings at pauses and predict each utterance")
@@ -134,6 +137,8 @@ class PredictConfig(DecodingSettings):
             told = f"{self.audio[0]} is no model (you are in {os.getcwd()}); " if self.audio else ""
             raise ConfigError(f"{told}name the model: prosody-ser predict MODEL FILES (a best_model folder, "
                               "or a best_model.pt), or --checkpoint_path MODEL.")
+        if self.speaker_norm and self.timeline:
+            raise ConfigError("--speaker_norm is for recordings of one utterance each: leave --timeline out.")
         if (self.resume or self.plot) and not self.out:
             raise ConfigError(f"--{'resume' if self.resume else 'plot'} needs a folder: --out FOLDER.")
 

@@ -99,7 +99,7 @@ def speaker_shift(
     "How far a speaker is from the mean of the training data, drawn to it where there are few utterances."
     return len(logits) / (len(logits) + _HALF) * (np.mean(logits, 0, dtype=float) - centre)
 
-def _voice(u):
+def voice_of(u):
     "Whose voice an utterance is. None: not known."
     return None if u.speaker is None else (u.corpus, name_key(u.speaker))
 
@@ -110,7 +110,7 @@ def speaker_normalised(
 ):              # (N, C)
     "The logits less the shift of each speaker."
     found, rows_of = np.array(logits, float), {}
-    for i, voice in enumerate(map(_voice, utterances)):
+    for i, voice in enumerate(map(voice_of, utterances)):
         rows_of.setdefault(voice, []).append(i)
     for voice, rows in rows_of.items():
         if voice is not None and len(rows) > 1:
@@ -139,7 +139,7 @@ def with_speaker_norm(
     on=None,         # whether the normalised answer is the main one; None: as the model was trained
 ):
     "The records with both answers; as they are where no speaker comes twice, or there is no emotion head."
-    voices = [v for v in map(_voice, utterances) if v is not None]
+    voices = [v for v in map(voice_of, utterances) if v is not None]
     if not model.ser or len(voices) == len(set(voices)): return records
     logits = [[*r["emotion_logits"].values()] for r in records]
     names = list(records[0]["emotion_logits"])

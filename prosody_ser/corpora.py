@@ -199,14 +199,10 @@ LABELS = {"ser": ("emotion", "emotion"), "asr": ("words", "transcript"),
 
 def check_labels(splits, config):
     """Raise ManifestError where training or validation has no label at all for a head that is on,
-    or validation no label for it that is no tie, or no speaker for speaker norm; ConfigError where there are
-    no two corpora to draw from."""
+    or validation no label for it that is no tie; ConfigError where there are no two corpora to draw from."""
     if config.corpus_temperature != 1 and len(counts_of(splits["train"])) < 2:
         raise ConfigError("--corpus_temperature draws from several corpora, and the training rows are of "
                           "one. Name several manifests, or leave it out.")
-    if config.speaker_norm and all(u.speaker is None for u in splits["val"]):
-        raise ManifestError(f"{named_files(config.val_jsonl)}: no row has a speaker, which --speaker_norm "
-                            "needs. Add the field speaker, or leave the setting out.")
     for split in ("train", "val"):
         for task in config.tasks:
             field, head = LABELS[task]

@@ -260,17 +260,18 @@ class _Views(_Windows):
     def for_speaker(self,
                     recordings, # iterable of files, Utterances, or samples of shape (S,): of one person
                     sampling_rate=SAMPLING_RATE, # Hz of samples that are given
-                    **options): # of many: batch_size
+                    **options): # of many: batch_size; keep_errors leaves out what cannot be used
         """A copy that hears emotions relative to the mean of these recordings, which need no labels. Raises
         `ConfigError` without an emotion head or a recording, `ManifestError` for a file that cannot be
         used."""
         found = copy(self)
         found.decode, found.options = "greedy", {}                           # nobody looks at the words
-        logits = [a.logits for a in found.many(recordings, sampling_rate, **options)]
+        many = found.many(recordings, sampling_rate, **options)
+        logits = [a.logits for a in many if isinstance(a, Prediction)]
         if not logits or not self.model.ser:
             raise ConfigError("for_speaker needs recordings of a speaker, and a model with an emotion head.")
         shift, found = confidence.speaker_shift(logits, self.model.ser.centre), copy(self)
-        found.shift = torch.tensor(shift, dtype=torch.float32, device=self.device)
+        found.shift = torch.tensor(shift).float().to(self.device)
         return found
 
     def plot(self,
@@ -347,8 +348,7 @@ def decode_batch(
         kept |= dict(tokens=ids.to(lengths.device), frames=lengths,                      # (B, L), (B,)
                      blank_rate=blank_stats(logits, lengths, blank)["argmax"])           # (B,)
     if model.prosody:
-        no_word = out.spans[..., 0] < 0                                                  # (B, W)
-        kept["prosody_logits"] = out.prosody_logits.float().masked_fill(no_word, -100.0)
+        kept["prosody_logits"] = out.prosody_logits.float().masked_fill(out.spans[..., 0] < 0, -100.0)
     own = type(out).__dataclass_fields__.keys() - ProsodySEROutput.__dataclass_fields__.keys()
     return kept | {k: out[k].float() for k in own if k in out and not k.endswith("_loss")}  # of a subclass
 

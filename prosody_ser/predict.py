@@ -20,6 +20,7 @@ from functools import cache
 from hashlib import blake2b
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -35,7 +36,7 @@ from prosody_ser.folder import (
 )
 
 from .audio import audio_path
-from .confidence import warn_unmeasured
+from .confidence import voice_of, warn_unmeasured
 from .config import DECODING_SETTINGS, ConfigError, TrainingError
 from .data import Utterance, read_rows
 from .files import find_audio, known_by
@@ -339,6 +340,7 @@ def _jobs(config, rows):
     settings = {name: getattr(config, name) for name in DECODING_SETTINGS}
     settings |= dict(max_seconds=config.max_seconds) if config.timeline else {}
     settings |= dict(abstain=config.abstain) if config.abstain is not None else {}
+    settings |= dict(speakers=[*map(str, rows)]) if config.speaker_norm else {}     # each counts for others
     made_by = _made_by(config.checkpoint_path, settings)
     keys = [_key(u, made_by) for u in rows]
     folder = _OutFolder(config.out, rows, keys, config.format, config.plot, config.resume)
@@ -379,8 +381,8 @@ def _watch(predictor, bar, tell):
     backbone.encoder.register_forward_hook(chunk)
 
 # %% ../nbs/06d_predict.ipynb #run1
-def _answers(config, rows, bar, tell):
-    "What the model says, one after the other; the model is loaded when the first one is asked for."
+def _answers(config, rows, every, bar, tell):
+    "What the model says of rows, one after the other; it is loaded when the first one is asked for."
     from prosody_ser.decoding import decoder_options
     from prosody_ser.inference import Predictor
     from prosody_ser.model import load_checkpoint
@@ -393,7 +395,24 @@ def _answers(config, rows, bar, tell):
         yield from (_timeline(predictor, u, config) for u in rows)
     else:
         _watch(predictor, bar, tell)
-        yield from predictor.many(rows, batch_size=config.batch_size, keep_errors=True)
+        for one, stretch in _by_speaker(config, predictor, rows, every, bar):
+            yield from one.many(stretch, batch_size=config.batch_size, keep_errors=True)
+
+def _by_speaker(config, predictor, rows, every, bar):
+    "Yields each stretch of rows of one speaker, after the predictor for it."
+    def voice(u):
+        return voice_of(u) if config.speaker_norm == "rows" else config.speaker_norm
+    heard = {}
+    for u in every if config.speaker_norm else ():
+        heard.setdefault(voice(u), []).append(u)
+    for who, said in heard.items():
+        bar.set_description("hearing the speakers")
+        known = who is not None and len(said) > 1
+        options = dict(batch_size=config.batch_size, keep_errors=True)
+        heard[who] = predictor.for_speaker(said, **options) if known else predictor
+    bar.set_description("predicting")
+    for who, stretch in groupby(rows, voice):
+        yield heard.get(who, predictor), list(stretch)
 
 def _timeline(predictor, u, config):
     "The timeline of an utterance, or why there is none."
@@ -429,10 +448,10 @@ def _check_output(config, many):
         raise ConfigError(f"--format {config.format} writes a file a recording: give --out FOLDER.")
 
 # %% ../nbs/06d_predict.ipynb #run2
-def _predict_jobs(config, jobs, outlets, bar, tell):
+def _predict_jobs(config, jobs, every, outlets, bar, tell):
     "Predict, and hand on. Yields for each job whether it could be used."
     fields = [f for f in ("id", "start", "end") if any(getattr(j.row, f) is not None for j in jobs)]
-    found = _answers(config, [j.row for j in jobs], bar, tell) if jobs else ()
+    found = _answers(config, [j.row for j in jobs], every, bar, tell) if jobs else ()
     for job, answer in zip(jobs, found, strict=True):
         if isinstance(answer, Exception):
             tell(f"error: {answer}")
@@ -462,7 +481,8 @@ def predict_files(
             tell(f"error: {problem}")
         failed = len(problems)
         with ExitStack() as stack, bar:
-            for used in _predict_jobs(config, jobs, list(_outlets(config, folder, stack)), bar, tell):
+            outlets = list(_outlets(config, folder, stack))
+            for used in _predict_jobs(config, jobs, rows, outlets, bar, tell):
                 failed += not used
                 bar.update()
         if folder:

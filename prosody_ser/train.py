@@ -115,6 +115,8 @@ def load_splits(
     log_main("\n".join(filter(None, [describe(splits, names, seconds), corpora_text(splits)])))
     if found := summary(audit(splits, names=names, heard=heard), notes=False):
         log_main(f"{found}\n(prosody-ser audit tells more, with lines and cures)")
+    if config.speaker_norm and all(u.speaker is None for u in splits["val"]):
+        log_main("without effect, since no validation row has a speaker: --speaker_norm")
     base = one_folder(config.audio_base_path)
     return {s: SpeechDataset(rows, base, names, seconds[s]) for s, rows in splits.items()}
 

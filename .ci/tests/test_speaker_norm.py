@@ -1,0 +1,160 @@
+"""Speaker norm: answers relative to a speaker, by every way to an answer; both answers are scored; off, none changes."""
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import read, write
+
+import prosody_ser as ps
+from prosody_ser.batches import SpeechDataset
+from prosody_ser.config import ConfigError
+from prosody_ser.confidence import speaker_normalised
+from prosody_ser.data import Utterance
+from prosody_ser.evaluate import evaluate_model
+from prosody_ser.inference import Predictor, predict, predict_emotions
+from prosody_ser.model import load_checkpoint
+
+torch.set_num_threads(1)
+SETTINGS = dict(backbone="tiny", num_epochs=2, tokenizer_type="char", vocab_size=40, use_alpha_ser=True, use_alpha_asr=True, num_workers=0,
+                checkpoint_interval=0, eval_steps=0, decode_method="greedy", head_lr=1e-2)
+
+
+@pytest.fixture(scope="module")
+def run(corpus, tmp_path_factory):
+    return ps.train(*(corpus / f"{s}.jsonl" for s in ("train", "val", "test")), audio_base_path=corpus, speaker_norm=True,
+                    save_dir=tmp_path_factory.mktemp("norm") / "run", **SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def test_set(corpus, run):
+    model = load_checkpoint(run.best_model)
+    return model, SpeechDataset(ps.read_manifest(corpus / "test.jsonl"), corpus, [model.config.id2label[i] for i in range(2)])
+
+
+def logits_of(records):
+    return np.array([[*r["emotion_logits"].values()] for r in records])
+
+
+def test_training_validates_and_tests_with_it(run):
+    """The model keeps the setting, validation and test score the normalised answer, and the other one beside it."""
+    assert load_checkpoint(run.best_model).config.speaker_norm
+    records = read(run.test_folder / "predictions.jsonl")
+    assert all({"predicted_alone", "predicted_emotion"} <= r.keys() for r in records)
+    metrics = json.loads(run.results_file.read_text())["metrics"]
+    assert metrics["ser/ua_alone"] == pytest.approx(np.mean([np.mean([r["predicted_alone"] == e for r in records if r["emotion"] == e]) for e in ("anger", "joy")]))
+    assert {"ser/ua_alone_floor", "ser/ua_alone_low", "ser/ua_alone_high"} <= metrics.keys()
+    assert "without speaker norm" in run.summary.read_text() and "ser/ua_alone" in run.history["val"][-1]
+
+
+def test_the_right_logits(run, test_set):
+    """Each row's logits less n / (n + 5) of its speaker's mean distance from the bias; batches change nothing."""
+    model, data = test_set
+    alone = logits_of(predict(model, data, 1, "greedy", speaker_norm=False))
+    who = np.array([u.speaker for u in data.utterances])
+    wanted = alone.copy()
+    for speaker in set(who):
+        rows = who == speaker
+        wanted[rows] -= rows.sum() / (rows.sum() + 5) * (alone[rows].mean(0) - model.ser.out[-1].bias.detach().numpy())
+    for batch_size in (1, 4):
+        assert np.allclose(logits_of(predict(model, data, batch_size, "greedy")), wanted, atol=1e-4)
+    assert np.allclose(predict_emotions(model, data)[0], wanted, atol=1e-4)       # what the temperature is fitted on
+
+
+def test_the_mean_of_its_features_is_what_goes(run, test_set):
+    """The subtraction from the logits is that of the speaker's mean from the features of the linear head."""
+    model, data = test_set
+    features = []
+    hook = model.ser.out.register_forward_hook(lambda _, inputs, out: features.append(inputs[0]))
+    alone = torch.tensor(logits_of(predict(model, data, 1, "greedy", speaker_norm=False))).float()
+    hook.remove()
+    order = torch.tensor([next(i for i, x in enumerate(features) if torch.allclose(model.ser.out(x)[0], a, atol=1e-4)) for a in alone])
+    x, who = torch.cat(features)[order].detach(), np.array([u.speaker for u in data.utterances])
+    for speaker in set(who):
+        rows = torch.tensor(who == speaker)
+        x[rows] -= rows.sum() / (rows.sum() + 5) * x[rows].mean(0)
+    with torch.no_grad():
+        assert torch.allclose(model.ser.out(x), torch.tensor(logits_of(predict(model, data, 1, "greedy"))).float(), atol=1e-3)
+
+
+def test_evaluation_both_ways(run, corpus):
+    """The same two answers, whichever is the main one."""
+    rows = ps.read_manifest(corpus / "test.jsonl")
+    model = load_checkpoint(run.best_model)
+    on, off = (evaluate_model(model, rows, corpus, speaker_norm=x, decode_method="greedy") for x in (None, False))
+    assert (on["ser/ua"], on["ser/ua_alone"]) == (off["ser/ua_speaker_norm"], off["ser/ua"])
+    assert [r["predicted_alone"] for r in on.records] == [r["predicted_emotion"] for r in off.records]
+
+
+def test_rows_without_speakers(run, corpus):
+    rows = [Utterance(u.audio_filepath, u.words, u.prosody_annotations, u.emotion) for u in ps.read_manifest(corpus / "test.jsonl")]
+    scores = evaluate_model(load_checkpoint(run.best_model), rows, corpus, decode_method="greedy")
+    assert not {"ser/ua_alone", "ser/ua_speaker_norm"} & scores.keys() and "predicted_alone" not in scores.records[0]
+
+
+def test_for_speaker(run, corpus, test_set):
+    """A predictor that has heard a speaker answers as an evaluation of all of them does; the first one is as it was."""
+    model, data = test_set
+    wanted = predict(model, data, 4, "greedy")
+    first = Predictor(run.best_model, "cpu", "greedy")
+    files = {s: [corpus / u.audio_filepath for u in data.utterances if u.speaker == s] for s in ("test0", "test1")}
+    before = first(files["test0"][0])
+    for speaker, own in files.items():
+        heard = first.for_speaker(own, batch_size=2)
+        records = [r for r in wanted if r["speaker"] == speaker]
+        for file, r, many in zip(own, records, heard.many(own), strict=True):
+            for answer in (heard(file), many):
+                assert answer.emotion == r["predicted_emotion"] and "logits" not in answer
+                assert answer.probabilities == pytest.approx(r["probabilities"], abs=2e-4)
+    assert first(files["test0"][0]) == before
+    assert first.for_speaker(files["test0"]).for_speaker(files["test1"])(files["test1"][0]) == first.for_speaker(files["test1"])(files["test1"][0])
+    with pytest.raises(ConfigError, match="needs recordings of a speaker"):
+        first.for_speaker([])
+
+
+def test_predict_command(run, corpus, command, tmp_path):
+    """rows: as the evaluation of the manifest, also where speakers take turns; one: all are of one person."""
+    rows = read(corpus / "test.jsonl")
+    predictor = Predictor(run.best_model, "cpu", "greedy")
+    code, out = command("predict", run.best_model, corpus / "test.jsonl", "--speaker_norm", "rows", "--decode_method", "greedy", "--out", tmp_path / "rows")
+    assert code == 0, out
+    wanted = {s: predictor.for_speaker([corpus / r["audio_filepath"] for r in rows if r["speaker"] == s]) for s in ("test0", "test1")}
+    for r, answer in zip(rows, read(tmp_path / "rows" / "predictions.jsonl"), strict=True):
+        assert answer["probabilities"] == pytest.approx(wanted[r["speaker"]](corpus / r["audio_filepath"]).probabilities, abs=2e-4)
+    files = [corpus / r["audio_filepath"] for r in rows]
+    code, out = command("predict", run.best_model, *files, "--speaker_norm", "one", "--decode_method", "greedy", "--out", tmp_path / "one")
+    assert code == 0, out
+    all_of_them = predictor.for_speaker(files)
+    for file, answer in zip(files, read(tmp_path / "one" / "predictions.jsonl"), strict=True):
+        assert answer["probabilities"] == pytest.approx(all_of_them(file).probabilities, abs=2e-4)
+    again = command("predict", run.best_model, *files[:3], "--speaker_norm", "one", "--decode_method", "greedy", "--out", tmp_path / "one", "--resume")
+    fewer = predictor.for_speaker(files[:3])(files[0]).probabilities            # other recordings: other answers
+    found = next(a for a in read(tmp_path / "one" / "predictions.jsonl") if a["audio_filepath"] == str(files[0]))
+    assert again[0] == 0 and found["probabilities"] == pytest.approx(fewer, abs=2e-4)
+
+
+def test_a_file_that_cannot_be_used_costs_its_own_answer(run, corpus, command, tmp_path):
+    (tmp_path / "broken.wav").write_bytes(b"RIFF no sound")
+    files = [corpus / f"test{i}.wav" for i in range(3)]
+    code, out = command("predict", run.best_model, *files, tmp_path / "broken.wav", "--speaker_norm", "one", "--decode_method", "greedy", "--out", tmp_path / "out")
+    assert code == 1 and "1 of 4 files" in out and len(read(tmp_path / "out" / "predictions.jsonl")) == 3
+
+
+def test_refused(run, corpus, command):
+    code, out = command("predict", run.best_model, corpus / "test0.wav", "--speaker_norm", "one", "--timeline")
+    assert code and "leave --timeline out" in out
+
+
+def test_told_where_it_has_no_effect(corpus, tmp_path, capsys):
+    """Rows without speakers: the recipe for small corpora still trains, and says so."""
+    for split in ("train", "val"):
+        write(tmp_path / f"{split}.jsonl", [{k: v for k, v in r.items() if k != "speaker"} for r in read(corpus / f"{split}.jsonl")])
+    ps.train(tmp_path / "train.jsonl", tmp_path / "val.jsonl", audio_base_path=corpus, save_dir=tmp_path / "run", recipe="small", **SETTINGS | dict(num_epochs=1))
+    assert "no validation row has a speaker: --speaker_norm" in capsys.readouterr().out
+
+
+def test_two_corpora_may_name_their_speakers_alike():
+    logits = np.array([[1.0, 0], [3, 0], [0, 1], [0, 3]])
+    rows = [Utterance("a.wav", speaker="1", corpus=c) for c in "aabb"]
+    found = speaker_normalised(logits, rows, np.zeros(2))
+    assert np.allclose(found[:2], logits[:2] - 2 / 7 * np.array([2, 0])) and np.allclose(found[2:], logits[2:] - 2 / 7 * np.array([0, 2]))
