@@ -520,7 +520,7 @@ def evaluate_model(
     inputs = dict(audio_base_path=os.fspath(audio_base_path or ""), output_dir=os.fspath(output_dir or ""),
                   checkpoint_path="", tokenizer_path="", test_jsonl="")
     given = {k: v for k, v in settings.items() if v is not None}
-    config = from_parameters(EvaluateConfig, given | inputs)
+    config = from_parameters(EvaluateConfig, dict(speaker_norm=model.config.speaker_norm) | given | inputs)
     config.device = pick_device(config.device)
     folder, tokenizer = config.output_dir or None, model.processor.tokenizer
     where = named_files((about or {}).get("test_jsonl")) or "the transcripts"

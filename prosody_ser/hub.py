@@ -125,6 +125,7 @@ def _metric_name(scores, key):
     if f"{key}_low" in scores:
         beside.insert(0, f"95 % interval {scores[f'{key}_low']:.3f} to {scores[f'{key}_high']:.3f}")
     beside += ["lower is better"] if key in LOWER_IS_BETTER else []
+    beside += ["with speaker norm"] if key.startswith("ser/") and "ser/ua_alone" in scores else []
     return f"{METRIC_NAMES[key]} ({'; '.join(beside)})" if beside else METRIC_NAMES[key]
 
 def _eval_results(run, scores, split, dataset):

@@ -409,7 +409,7 @@ def _report_settings(config, model, history, calibration):
     given = {name: getattr(config, name) for name in ("alphas", "ctc", "backbone", "backbone_path", "seed")}
     found = given | dict(heads=config.tasks, decoding={k: getattr(config, k) for k in DECODING_SETTINGS},
                          selected_by=metric, best_epoch=best["epoch"], best_validation=best[metric],
-                         choice=choice_text(history))
+                         choice=choice_text(history), speaker_norm=config.speaker_norm)
     if calibration:
         found["calibration"] = calibration
     if config.refit:

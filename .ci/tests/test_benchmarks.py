@@ -41,7 +41,7 @@ def answers(seed, wrong_every, n=120):
     """Two emotions by six speakers; every so many answers are wrong, at other places with another seed."""
     names = "joy", "anger"
     return [dict(id=i, seed=seed, emotion=names[i % 2], predicted_emotion=names[(i % 2) ^ ((i + seed) % wrong_every < 1)],
-                 speaker=f"s{i % 6}", group=f"s{i % 6}") for i in range(n)]
+                 predicted_speaker_norm=names[(i % 2) ^ ((i + seed) % (2 * wrong_every) < 1)], speaker=f"s{i % 6}", group=f"s{i % 6}") for i in range(n)]
 
 
 def test_a_row_and_a_difference():

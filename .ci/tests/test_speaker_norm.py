@@ -8,8 +8,8 @@ from conftest import read, write
 
 import prosody_ser as ps
 from prosody_ser.batches import SpeechDataset
-from prosody_ser.config import ConfigError
 from prosody_ser.confidence import speaker_normalised
+from prosody_ser.config import ConfigError
 from prosody_ser.data import Utterance
 from prosody_ser.evaluate import evaluate_model
 from prosody_ser.inference import Predictor, predict, predict_emotions
