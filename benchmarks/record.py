@@ -548,6 +548,16 @@ def scores_of(sums):
     return found
 
 
+def speaker_norm_gain(sums):
+    """What speaker norm adds to UA, with its interval; None where its answers were not counted."""
+    draws, each = drawn(sums), [values(speakers) for speakers in sums["seeds"].values()]
+    alone, norm = "ser/ua", "ser/ua_speaker_norm"
+    if norm not in draws:
+        return None
+    gains = over_seeds(draws[norm] - draws[alone])
+    return summary(np.mean([m[norm] - m[alone] for m in each]), gains) | dict(seeds=len(each))
+
+
 def difference(mine, theirs):
     """Scores less those of another row, seed by seed; a row of one seed is held against each."""
     one, two = mine["seeds"], theirs["seeds"]
@@ -644,6 +654,7 @@ def told(row, rows, args):
         machines=sorted({c for m in made.values() for c in m["machines"]}),
         minutes=round(sum(m["minutes"] for m in made.values()), 1),
         scores=scores_of(own),
+        speaker_norm_gain=speaker_norm_gain(own),
         against=against,
         gradients=mean_gradients([m.get("gradients", {}) for m in made.values()]),
         made=made,

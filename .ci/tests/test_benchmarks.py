@@ -52,6 +52,9 @@ def test_a_row_and_a_difference():
     assert gained["mean"] == pytest.approx(1 / 4 - 1 / 12, abs=.02) and gained["low"] > 0 and gained["seeds"] == 3
     lost = record.difference(worse, better)["ser/ua"]
     assert lost["mean"] == pytest.approx(-gained["mean"]) and lost["low"] == pytest.approx(-gained["high"], abs=1e-6)
+    norm = record.speaker_norm_gain(worse)
+    assert norm["mean"] == pytest.approx(1 / 4 - 1 / 8, abs=.02) and norm["low"] > 0 and norm["seeds"] == 3
+    assert record.speaker_norm_gain(record.sums_of([{k: v for k, v in r.items() if "norm" not in k} for r in answers(0, 4)])) is None
     single = record.difference(better, record.sums_of(answers(0, 4)))["ser/ua"]        # a row of one seed is held against each
     assert single["seeds"] == 3 and single["mean"] == pytest.approx(gained["mean"], abs=.03)
 
