@@ -7,13 +7,14 @@ __all__ = ['OnnxError', 'OnnxPredictor']
 
 # %% ../nbs/06f_onnx.ipynb #imports
 import json
+from copy import copy
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
 
 from .audio import SAMPLING_RATE, load_samples
-from .confidence import check_abstain, emotion_answer, unusual, warn_unmeasured
+from .confidence import check_abstain, emotion_answer, speaker_shift, unusual, warn_unmeasured
 from .data import cut_in_chunks
 from .tokenizer import SentencePieceTokenizer, given_words
 
@@ -250,11 +251,17 @@ def _read_arrays(file):
 # %% ../nbs/06f_onnx.ipynb #pred2
 class _Heads:
     "Part of `OnnxPredictor`: what is read from the hidden states of one recording."
+    shift = 0.0                                   # (C,) taken off the emotions' logits: how a speaker sounds
+
+    def _emotion_logits(self, hidden):  # (T, H) -> (C,), [distance] or []
+        (z,), *distance = self._run("ser", hidden[None], np.array([len(hidden)]))
+        return z, distance
+
     def _emotion(self, hidden, samples):  # (T, H), (S,)
         "The emotion and the probability of each, where there is a head; and what is unusual."
         if hidden is None: return dict(unusual=unusual(samples))
-        (z,), *distance = self._run("ser", hidden[None], np.array([len(hidden)]))
-        z, usual = z / self.about["emotion_temperature"], self.about.get("usual")
+        z, distance = self._emotion_logits(hidden)
+        z, usual = (z - self.shift) / self.about["emotion_temperature"], self.about.get("usual")
         p = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
         found = emotion_answer(p, self.about["emotions"], self.abstain)
         return found | dict(unusual=unusual(samples, distance[0][0] if distance else None, usual))
@@ -286,8 +293,25 @@ class _Heads:
                 word |= dict(prominence=round(float(p), 5), prominent=bool(p > 0.5))
         return placed, None if score is None else round(float(score), 3)
 
+# %% ../nbs/06f_onnx.ipynb #bb242a31
+class _Speakers(_Heads):
+    "Part of `OnnxPredictor`: emotions relative to a speaker."
+    def for_speaker(self,
+                    recordings, # iterable of files, Utterances, or samples of shape (S,): of one person
+                    sampling_rate=SAMPLING_RATE): # Hz of samples that are given
+        """A copy that hears emotions relative to the mean of these recordings, which need no labels. Raises
+        `OnnxError` without an emotion head or a recording, or for an export of an older version."""
+        if not self.about.get("centre"):
+            raise OnnxError(f"{self.folder}: for_speaker needs an emotion head, and an export of this "
+                            "version. Export the model again.")
+        hidden = (self.encode([load_samples(a, sampling_rate)])[0]["ser"] for a in recordings)
+        logits, found = [self._emotion_logits(h)[0] for h in hidden], copy(self)
+        if not logits: raise OnnxError("for_speaker needs recordings of a speaker: none was given.")
+        found.shift = speaker_shift(logits, self.about["centre"])
+        return found
+
 # %% ../nbs/06f_onnx.ipynb #pred3
-class OnnxPredictor(_Heads):
+class OnnxPredictor(_Speakers):
     "Emotion, transcript (greedy) and prominence of one recording at a time, without PyTorch."
     def __init__(self,
                  folder,       # that prosody-ser export has written

@@ -179,6 +179,23 @@ def usual(made, tmp_path_factory):  # noqa: F811
     return folder, dict(Predictor(folder / "model", "cpu", "greedy")(folder / "speech.wav", words="me kɔ fie"))
 
 
+def test_for_speaker(usual):
+    """Speaker norm without PyTorch: as `Predictor.for_speaker` says; an older export says what it lacks."""
+    folder, _ = usual
+    sounds = [speech(1 + i / 4, i) for i in range(3)]
+    wanted = Predictor(folder / "model", "cpu", "greedy").for_speaker(sounds)
+    plain = OnnxPredictor(folder / "out")
+    heard = plain.for_speaker(sounds)
+    for sound in sounds:
+        assert heard(sound)["probabilities"] == pytest.approx(wanted(sound).probabilities, abs=2e-4)
+    assert heard(sounds[0])["probabilities"] != plain(sounds[0])["probabilities"]
+    with pytest.raises(OnnxError, match="none was given"):
+        plain.for_speaker([])
+    del plain.about["centre"]
+    with pytest.raises(OnnxError, match="Export the model again"):
+        plain.for_speaker(sounds)
+
+
 SAY = "import json, sys; from prosody_ser.onnx import OnnxPredictor; print(json.dumps(OnnxPredictor('out')('speech.wav', words='me kɔ fie'))); print(*sorted(sys.modules))"
 ABSENT = "torch", "transformers", "sklearn", "scipy", "pandas", "matplotlib", "tqdm", "jiwer", "accelerate", "safetensors"
 
