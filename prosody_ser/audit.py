@@ -62,7 +62,7 @@ def _finding(entry, count, total, examples=(), severity=None, **values):
 
 def _rows_finding(entry, rows, total, **values):
     "A finding from the rows (data frame) that are at fault."
-    shown = rows.head(_ENTRIES[entry].get("shown", 3)).to_dict("records")
+    shown = [] if rows.empty else rows.head(_ENTRIES[entry].get("shown", 3)).to_dict("records")
     example = "{source}: " + _ENTRIES[entry]["example"]
     return _finding(entry, len(rows), total, [example.format(**row) for row in shown], **values)
 
@@ -72,9 +72,10 @@ def _row_findings(rows, **values):
     for entry, texts in _ENTRIES.items():
         of = texts.get("of")
         if of not in known:
-            known[of] = rows.query(of, engine="python")
+            known[of] = rows[pd.eval(of, engine="python", resolvers=[rows])]
         if "wrong" in texts and len(looked_at := known[of]):
-            wrong = looked_at.eval(texts["wrong"], engine="python").astype(bool)
+            wrong = pd.eval(texts["wrong"], engine="python", resolvers=[looked_at]).astype(bool)
+            if not wrong.any(): continue
             by_split = wrong.groupby(looked_at.split, sort=False).mean()
             shares = [", ".join(f"{s} {100 * share:.{digits}f} %" for s, share in by_split.items() if share)
                       for digits in (0, 1)]

@@ -1,4 +1,5 @@
 """Fixtures: a corpus small enough to train on in a second, and the real data where it is at hand."""
+import gc
 import json
 import sys
 from pathlib import Path
@@ -81,3 +82,9 @@ def pytest_collection_modifyitems(items):
     """The files that take longest come first: the last ones are short, and both processes end at about the same time."""
     place = {f"test_{name}": i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
+def pytest_collection_finish():
+    """What is loaded by now is not looked through each time that a training collects garbage."""
+    gc.collect()
+    gc.freeze()

@@ -1,8 +1,10 @@
 """The commands, as users type them, each in a process of its own."""
 import json
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, SHARED, needs, read, write
@@ -186,11 +188,14 @@ def test_papermill(corpus, tmp_path):
 
 
 def test_demo_learns(tmp_path):
-    """The README's first command: unseen speakers, all three tasks above their marks."""
-    done = command("prosody_ser.cli", "demo", "--save_dir", tmp_path / "demo")
-    assert done.returncode == 0, done.stderr[-2000:]
-    print(done.stdout)
-    metrics = json.loads((tmp_path / "demo/test_results.json").read_text())["metrics"]
+    """The README's first command: unseen speakers, all three tasks above their marks. `.ci/run` has trained it already, with the plain install; it says where."""
+    there = os.environ.get("DEMO_RUN")
+    folder = Path(there or tmp_path / "demo")
+    if not there:
+        done = command("prosody_ser.cli", "demo", "--save_dir", folder)
+        assert done.returncode == 0, done.stderr[-2000:]
+    print((folder / "results_summary.txt").read_text(encoding="utf-8"))
+    metrics = json.loads((folder / "test_results.json").read_text())["metrics"]
     assert metrics["ser/ua"] >= 0.80 and metrics["prosody/f1"] >= 0.70 and metrics["asr/wer"] <= 0.60, metrics
 
 
