@@ -16,7 +16,7 @@ from common import CORPORA, PLAIN, heads, prosody_ser, read_json, write_json
 
 from prosody_ser.parsing import RECIPES
 
-SMALL = {k: v for k, v in RECIPES["small"].items() if k != "speaker_norm"}  # rows tell both answers
+SMALL = RECIPES["small"]
 VARIANTS = {
     "fine-tuned": {
         "as it is": {},

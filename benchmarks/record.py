@@ -34,7 +34,7 @@ from common import CORPORA, PLAIN, commit, heads, prosody_ser, read_json, write_
 
 from prosody_ser.parsing import RECIPES
 
-SMALL = {k: v for k, v in RECIPES["small"].items() if k != "speaker_norm"}  # rows tell both answers
+SMALL = RECIPES["small"]
 FROZEN = SMALL | dict(freeze_backbone=True, num_epochs=20)
 WAYS = {"frozen": FROZEN, "frozen, refit": FROZEN | dict(refit=True), "fine-tuned": SMALL}
 HEADS = {

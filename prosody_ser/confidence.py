@@ -97,11 +97,18 @@ def speaker_shift(
     centre, # (C,) what the head says of the mean of its training data: its bias
 ):          # (C,) to take off the logits
     "How far a speaker is from the mean of the training data, drawn to it where there are few utterances."
-    return len(logits) / (len(logits) + _HALF) * (np.mean(logits, 0, dtype=float) - centre)
+    logits = np.asarray(logits, float)
+    logits = logits[np.isfinite(logits).all(1)]              # what is no number says nothing of the others
+    return len(logits) / (len(logits) + _HALF) * (logits - centre).sum(0) / max(1, len(logits))
 
 def voice_of(u):
     "Whose voice an utterance is. None: not known."
     return None if u.speaker is None else (u.corpus, name_key(u.speaker))
+
+def heard_twice(utterances):
+    "Whether any speaker comes more than once."
+    voices = [v for v in map(voice_of, utterances) if v is not None]
+    return len(voices) > len(set(voices))
 
 def speaker_normalised(
     logits,     # (N, C)
@@ -118,6 +125,20 @@ def speaker_normalised(
     return found
 
 # %% ../nbs/05d_confidence.ipynb #11b9ea61
+def _softmax(x):  # (C,)
+    p = np.exp(x - x.max())
+    return p / p.sum()
+
+def relative_answer(
+    logits,  # (C,) of an utterance
+    shift,   # (C,) from speaker_shift
+    config,  # of its model
+    abstain, # as for emotion_answer
+) -> dict:
+    "What is said of an emotion, relative to the speaker."
+    x = (np.asarray(logits, float) - shift) / config.emotion_temperature
+    return emotion_answer(_softmax(x), config.id2label, abstain)
+
 def emotion_record(
     logits,      # (C,)
     names,       # of the emotions
@@ -126,9 +147,8 @@ def emotion_record(
     "The emotion's part of a record of predictions."
     def named(values):
         return {n: round(float(v), 5) for n, v in zip(names, values, strict=True)}
-    scaled = np.asarray(logits, float) / temperature
-    p = np.exp(scaled - scaled.max())
-    return dict(predicted_emotion=names[int(np.argmax(logits))], probabilities=named(p / p.sum()),
+    p = _softmax(np.asarray(logits, float) / temperature)
+    return dict(predicted_emotion=names[int(np.argmax(logits))], probabilities=named(p),
                 emotion_logits=named(logits))
 
 def with_speaker_norm(
@@ -139,14 +159,22 @@ def with_speaker_norm(
     on=None,         # whether the normalised answer is the main one; None: as the model was trained
 ):
     "The records with both answers; as they are where no speaker comes twice, or there is no emotion head."
-    voices = [v for v in map(voice_of, utterances) if v is not None]
-    if not model.ser or len(voices) == len(set(voices)): return records
+    centre = getattr(model.ser, "centre", None)                          # a subclass may have its own head
+    if centre is None or not heard_twice(utterances): return records
     logits = [[*r["emotion_logits"].values()] for r in records]
     names = list(records[0]["emotion_logits"])
     found = [emotion_record(x, names, temperature)
-             for x in speaker_normalised(logits, utterances, model.ser.centre)]
+             for x in speaker_normalised(logits, utterances, centre)]
     if on or (on is None and model.config.speaker_norm):
         return [r | new | dict(predicted_alone=r["predicted_emotion"])
                 for r, new in zip(records, found, strict=True)]
     return [r | dict(predicted_speaker_norm=new["predicted_emotion"])
             for r, new in zip(records, found, strict=True)]
+
+def norm_as_used(
+    settings, # dict: of an evaluation
+    records,  # that it made
+) -> dict:    # speaker_norm, where it was on and changed nothing
+    "What a report should say of speaker norm instead of its setting."
+    if not settings.get("speaker_norm") or any("predicted_alone" in r for r in records): return {}
+    return dict(speaker_norm="without effect, since no speaker comes twice")

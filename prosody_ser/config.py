@@ -229,7 +229,7 @@ class _ModelSettings:
     pooling: str = setting("mean_std", "how frames are pooled (paper: mean)", choices=POOLINGS)
     head_dropout: float = setting(0.1, "dropout in the heads")
     speaker_norm: bool = setting(
-        False, "hear emotions relative to each speaker's mean over their rows (field speaker)")
+        False, "validate and test emotions relative to each speaker's mean (field speaker)")
     prosody_alignment: str = setting(
         "ctc", "frames of a word: by CTC once it is usable, or an even split", choices=["ctc", "uniform"])
 
@@ -532,7 +532,7 @@ class EvaluateConfig(DecodingSettings):
         None, "checked against the checkpoint's tokenizer; default: that one", path=True)
     batch_size: int = setting(8, "utterances at a time")
     speaker_norm: bool | None = setting(
-        None, "hear emotions relative to each speaker's mean; default: as trained")
+        None, "emotions relative to each speaker's mean; default: as trained")
     output_dir: str = setting("eval_results", "folder of the report", path=True)
     use_amp: bool = setting(True, "16-bit arithmetic where the GPU has it")
     device: str = setting("cuda", "where to run; without a GPU: cpu", choices=["cuda", "cpu"])

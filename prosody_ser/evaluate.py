@@ -31,7 +31,7 @@ import pandas as pd
 import soundfile as sf
 from sklearn.metrics import precision_recall_fscore_support
 
-from . import evaluation
+from . import confidence, evaluation
 from .audio import SAMPLING_RATE, load_audio
 from .batches import SpeechDataset
 from .config import EvaluateConfig, one_folder
@@ -306,7 +306,7 @@ def _scores_html(scores):
 def _scored(records, names, settings):
     "Score records and draw the intervals; an earlier calibration error comes from the logits."
     ends, drawn = evaluation.intervals(records)
-    settings = dict(settings) | dict(intervals=drawn)
+    settings = dict(settings) | confidence.norm_as_used(settings, records) | dict(intervals=drawn)
     if found := corpus_scores(records):
         settings["corpora"] = found
     calibration = settings.get("calibration")

@@ -27,8 +27,8 @@ from .text import ManifestError, clean, normalise, read_text
 # %% ../nbs/07_evaluation.ipynb #c032
 METRIC_NAMES = {
     "skill": "skill", "ser/wa": "emotion WA", "ser/ua": "emotion UA", "ser/macro_f1": "emotion macro-F1",
-    "ser/weighted_f1": "emotion weighted F1", "ser/ua_alone": "emotion UA, without speaker norm",
-    "ser/ua_speaker_norm": "emotion UA, with speaker norm", "asr/wer": "WER", "asr/cer": "CER",
+    "ser/weighted_f1": "emotion weighted F1", "ser/ua_alone": "UA of each utterance alone",
+    "ser/ua_speaker_norm": "UA with speaker norm", "asr/wer": "WER", "asr/cer": "CER",
     "asr/wer_normalised": "WER normalised", "asr/cer_normalised": "CER normalised",
     "prosody/f1": "prominence F1", "prosody/precision": "prominence precision",
     "prosody/recall": "prominence recall", "prosody/accuracy": "prominence accuracy",
@@ -60,16 +60,16 @@ def ser_metrics(
     return _with_floors(_ser_scores, confusion_matrix(truth, predicted)) | {"ser/n": len(truth)}
 
 def _answers(records):
-    "The score of emotions -> the answers that it is about, where speaker norm is on or would change some."
-    ways = {"": "predicted_emotion", "_alone": "predicted_alone", "_speaker_norm": "predicted_speaker_norm"}
-    return {f"ser/ua{way}": [r[key] for r in records] for way, key in ways.items()
-            if all(key in r for r in records)}
+    "The score of emotions -> the answers that it is about: the main ones; where known, those of both ways."
+    ways = {f"ser/ua_{way}": f"predicted_{way}" for way in ("alone", "speaker_norm")}
+    known = ways if any(k in r for r in records for k in ways.values()) else {}
+    return {score: [r.get(k, r["predicted_emotion"]) for r in records]
+            for score, k in {"ser/ua": "predicted_emotion", **known}.items()}
 
 def _emotion_scores(records):
-    "As `ser_metrics`, and UA of the answers without, or with, speaker norm."
+    "As `ser_metrics`, and UA of the answers of either way."
     found = {k: ser_metrics([r["emotion"] for r in records], said) for k, said in _answers(records).items()}
-    other = {k + end: m["ser/ua" + end] for k, m in found.items() for end in ("", "_floor")}
-    return found["ser/ua"] | other
+    return found["ser/ua"] | {k + x: m["ser/ua" + x] for k, m in found.items() for x in ("", "_floor")}
 
 # %% ../nbs/07_evaluation.ipynb #c033
 def with_emotion(
@@ -440,8 +440,8 @@ def _draw_ser(records, owner, *draws):
     answers = _answers(records)
     ids, n = _indices([e for said in ([r["emotion"] for r in records], *answers.values()) for e in said])
     truth, *ways = np.eye(n)[ids].reshape(1 + len(answers), len(records), n)                # (N, C) each
-    sums = (_drawn_sums(truth[:, :, None] * x[:, None, :], owner, *draws) for x in ways)    # (R, C, C)
-    scores = dict(zip(answers, map(_ser_scores, sums), strict=True))
+    scores = {k: _ser_scores(_drawn_sums(truth[:, :, None] * x[:, None, :], owner, *draws))
+              for k, x in zip(answers, ways, strict=True)}
     return scores["ser/ua"] | {k: s["ser/ua"] for k, s in scores.items()}
 
 def _draw_asr(records, owner, *draws):

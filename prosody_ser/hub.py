@@ -125,7 +125,6 @@ def _metric_name(scores, key):
     if f"{key}_low" in scores:
         beside.insert(0, f"95 % interval {scores[f'{key}_low']:.3f} to {scores[f'{key}_high']:.3f}")
     beside += ["lower is better"] if key in LOWER_IS_BETTER else []
-    beside += ["with speaker norm"] if key.startswith("ser/") and "ser/ua_alone" in scores else []
     return f"{METRIC_NAMES[key]} ({'; '.join(beside)})" if beside else METRIC_NAMES[key]
 
 def _eval_results(run, scores, split, dataset):
@@ -143,7 +142,7 @@ _HOME = "https://github.com/prosody-ser/prosody-ser"
 
 def _scored(run):
     "The scores that the card tells, their split, and the sentence above them."
-    how = selection_note(run.config)
+    how = selection_note(run.config) + (", emotions with speaker norm" if run.config.speaker_norm else "")
     if run.is_tested or (run.test_folder/"test_metrics.json").is_file():
         scores = Scores.read(run.test_folder)
         return scores, "test", f"Test set, {len(scores.records)} utterances, {how}:"
@@ -177,7 +176,9 @@ predict = Predictor("{name}")
 predict("speech.wav")              # emotion, probabilities, transcript, words with prominence
 ```
 
-`prosody-ser predict --checkpoint_path {name} speech.wav` does the same in a shell."""
+`prosody-ser predict --checkpoint_path {name} speech.wav` does the same in a shell. A person whom you have
+several recordings of is heard better relative to them: `predict.for_speaker(recordings)`, or `--speaker_norm`
+of the command."""
 _CITE = """```bibtex
 @inproceedings{cai2021speech,
   title     = {Speech Emotion Recognition with Multi-Task Learning},

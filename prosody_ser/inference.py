@@ -122,9 +122,6 @@ def _tensors(transcripts, device):
     counts = [torch.tensor([*map(len, x)], device=device) for x in (ids, words)]
     return _padded(ids, device), counts[0], _padded(token_word, device), counts[1]
 
-def _nobody(step, seconds, audio=None):
-    "Who watches a predictor at work if nobody else does."
-
 def _word_dicts(words, times, scores, marks, seconds):  # W words, (W, 2), (score, [score]), [probability]
     "One dict a word, and the score of the row."
     placed = [dict(word=w, start=round(start, 3), end=round(end, 3))
@@ -137,15 +134,16 @@ def _word_dicts(words, times, scores, marks, seconds):  # W words, (W, 2), (scor
 # %% ../nbs/06b_inference.ipynb #n009
 class _Steps:
     "Part of `Predictor`: what is read from the hidden states of a batch."
-    shift = 0.0                               # (C,) taken off the emotions' logits: how a speaker sounds
-    watch = staticmethod(_nobody)             # function of a step, its seconds, and the file that was read
+    shift, emotions_only = 0.0, False         # (C,) taken off the logits: how a speaker sounds; words, too?
+    def watch(self, step, seconds, audio=None):
+        "Told of each step, its seconds, and the file that was read; whoever wants to know puts another here."
 
     def _emotions(self, hidden, lengths, samples):  # (B, T, H) or None, (B,), list of (S,)
         "For each row the emotion and the probability of each, where there is a head; and what is unusual."
         config = self.model.config
         if hidden is None: return [dict(unusual=confidence.unusual(s)) for s in samples]
         logits, distances = self.model.ser.with_distance(hidden, lengths)
-        chances = ((logits.float() - self.shift) / config.emotion_temperature).softmax(-1)     # (B, C)
+        chances = ((logits.float().cpu() - self.shift) / config.emotion_temperature).softmax(-1)  # (B, C)
         rows = zip(samples, distances.tolist(), logits.tolist(), chances.tolist(), strict=True)
         return [confidence.emotion_answer(p, config.id2label, self.abstain)
                 | dict(unusual=confidence.unusual(s, d, config.usual), logits=x) for s, d, x, p in rows]
@@ -209,6 +207,7 @@ class _Answers(_Steps):
         emotions = self._emotions(task_hidden["ser"] if self.model.ser else None, lengths, samples)
         found = [dict(seconds=round(len(s) / SAMPLING_RATE, 3)) | e
                  for s, e in zip(samples, emotions, strict=True)]
+        if self.emotions_only: return [Prediction(a, s) for a, s in zip(found, samples, strict=True)]
         hidden = self.model.asr(task_hidden["asr"]) if self.model.asr else None            # (B, T, H)
         self.watch("decoding", longest)
         transcripts = self._transcripts(hidden, lengths, given)
@@ -257,21 +256,24 @@ class _Views(_Windows):
         from prosody_ser.timeline import Timeline  # here: it is built on this room
         return Timeline.of(self, audio, max_seconds, **options)
 
+    def emotion_logits(self, audio, sampling_rate=SAMPLING_RATE, **options):  # as for many
+        "Yields the emotions' logits of each, a list of C; with keep_errors None where it cannot be used."
+        if not self.model.ser: raise ConfigError("speaker norm: this model has no emotion head.")
+        quick = copy(self)
+        quick.emotions_only = True
+        for answer in quick.many(audio, sampling_rate, **options):
+            yield answer.logits if isinstance(answer, Prediction) else None
+
     def for_speaker(self,
                     recordings, # iterable of files, Utterances, or samples of shape (S,): of one person
                     sampling_rate=SAMPLING_RATE, # Hz of samples that are given
-                    **options): # of many: batch_size; keep_errors leaves out what cannot be used
+                    **options): # of many: batch_size
         """A copy that hears emotions relative to the mean of these recordings, which need no labels. Raises
         `ConfigError` without an emotion head or a recording, `ManifestError` for a file that cannot be
         used."""
-        found = copy(self)
-        found.decode, found.options = "greedy", {}                           # nobody looks at the words
-        many = found.many(recordings, sampling_rate, **options)
-        logits = [a.logits for a in many if isinstance(a, Prediction)]
-        if not logits or not self.model.ser:
-            raise ConfigError("for_speaker needs recordings of a speaker, and a model with an emotion head.")
-        shift, found = confidence.speaker_shift(logits, self.model.ser.centre), copy(self)
-        found.shift = torch.tensor(shift).float().to(self.device)
+        logits, found = list(self.emotion_logits(recordings, sampling_rate, **options)), copy(self)
+        if not logits: raise ConfigError("for_speaker: give at least one recording of the speaker.")
+        found.shift = torch.tensor(confidence.speaker_shift(logits, self.model.ser.centre)).float()
         return found
 
     def plot(self,
@@ -457,9 +459,8 @@ def predict_emotions(
     logits, far = np.zeros((len(dataset), model.config.num_labels), np.float32), np.zeros(len(dataset))
     for places, out in _outputs(model, dataset, batch_size, device, amp, num_workers, "calibrating"):
         logits[places], far[places] = out.emotion_logits.float().cpu(), out.emotion_distance.cpu()
-    if model.config.speaker_norm:
-        logits = confidence.speaker_normalised(logits, dataset.utterances, model.ser.centre)
-    return logits, far
+    if not model.config.speaker_norm: return logits, far
+    return confidence.speaker_normalised(logits, dataset.utterances, model.ser.centre), far
 
 # %% ../nbs/06b_inference.ipynb #08bleanc010
 def _backbone_key(model):

@@ -324,9 +324,11 @@ class _SpeechModel(PreTrainedModel):
 class ProsodySER(_WordAlignment, _TaskWeights, _SpeechModel):
     "A speech backbone with heads for emotion, transcript and prominence."
 
-    def mix_layers(self, layers, stored=False):  # L+1 x (B, T, H) -> one (B, T, H) a task
-        "Each head's mix of the hidden states; stored ones are normalised already."
-        layers = normalise_layers(layers) if self.config.layer_mix and not stored else layers
+    def mix_layers(self, layers):  # L+1 x (B, T, H) -> one (B, T, H) a task
+        "Each head's mix of the hidden states."
+        return self._mix(normalise_layers(layers) if self.config.layer_mix else layers)
+
+    def _mix(self, layers):  # normalised, as stored features are
         return [getattr(self, task).mix(layers) for task in self.config.tasks]
 
     def encode(self, audio, audio_lengths, states=None, frames=None, shared=None):
@@ -337,7 +339,7 @@ class ProsodySER(_WordAlignment, _TaskWeights, _SpeechModel):
                 shared.extend(s for s in layers if s.requires_grad)
             return self.mix_layers(layers)
         mixed, frames = (self.backbone(audio, audio_lengths, mix) if states is None else
-                         (self.mix_layers(list(states.float().unbind(2)), stored=True), frames))
+                         (self._mix(list(states.float().unbind(2))), frames))
         return dict(zip(self.config.tasks, mixed, strict=True)), frames
 
     def forward(self, audio=None, audio_lengths=None, states=None, frames=None, emotion=None, targets=None,

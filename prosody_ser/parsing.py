@@ -22,7 +22,7 @@ from .config import ConfigError, TrainConfig, default_of, is_required
 RECIPES = {
     "default": {},
     "small": dict(vocab_size=200, backbone_lr=5e-5, head_lr=4e-3, num_epochs=10, early_stopping_patience=0,
-                  gradient_accumulation_steps=1, ctc_blank_penalty=0.0, speaker_norm=True),
+                  gradient_accumulation_steps=1, ctc_blank_penalty=0.0),
     "paper": dict(backbone="xlsr", backbone_path="facebook/wav2vec2-base", use_alpha_ser=True,
                   use_alpha_asr=True, layer_mix=False, pooling="mean", tokenizer_type="char",
                   backbone_lr=5e-5, ctc_entropy_weight=0.0, ctc_blank_penalty=0.0),

@@ -20,7 +20,6 @@ from functools import cache
 from hashlib import blake2b
 from importlib import import_module
 from importlib.util import find_spec
-from itertools import groupby
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -36,7 +35,7 @@ from prosody_ser.folder import (
 )
 
 from .audio import audio_path
-from .confidence import voice_of, warn_unmeasured
+from .confidence import relative_answer, speaker_shift, voice_of, warn_unmeasured
 from .config import DECODING_SETTINGS, ConfigError, TrainingError
 from .data import Utterance, read_rows
 from .files import find_audio, known_by
@@ -340,7 +339,7 @@ def _jobs(config, rows):
     settings = {name: getattr(config, name) for name in DECODING_SETTINGS}
     settings |= dict(max_seconds=config.max_seconds) if config.timeline else {}
     settings |= dict(abstain=config.abstain) if config.abstain is not None else {}
-    settings |= dict(speakers=[*map(str, rows)]) if config.speaker_norm else {}     # each counts for others
+    settings |= dict(speakers=_others(config, rows)) if config.speaker_norm else {}
     made_by = _made_by(config.checkpoint_path, settings)
     keys = [_key(u, made_by) for u in rows]
     folder = _OutFolder(config.out, rows, keys, config.format, config.plot, config.resume)
@@ -350,6 +349,32 @@ def _jobs(config, rows):
             jobs.append(job)
         seen.add(job.key)
     return jobs, folder
+
+# %% ../nbs/06d_predict.ipynb #4c118d86
+def _voice(config, u):
+    "Whose voice a recording is; None: not known. Two manifests are two corpora, as in an evaluation."
+    if config.speaker_norm != "rows": return config.speaker_norm
+    voice = voice_of(u)
+    return voice and (str(u.source).rpartition(":")[0], *voice)
+
+def _others(config, rows):
+    "What the answers depend on besides their own recordings."
+    return [config.speaker_norm, [(str(_voice(config, u)), _key(u, ())) for u in rows]]
+
+def _shifts(config, predictor, rows, bar, tell):
+    "Voice -> what to take off its logits, of all voices that are heard more than once."
+    if not config.speaker_norm: return {}
+    rows = [*{(u.audio_filepath, u.start, u.end): u for u in rows}.values()]        # named twice it is one
+    heard, options = {}, dict(batch_size=config.batch_size, keep_errors=True)
+    for i, (u, x) in enumerate(zip(rows, predictor.emotion_logits(rows, **options), strict=True), 1):
+        bar.set_description(f"hearing the speakers, {i} of {len(rows)}")
+        heard.setdefault(_voice(config, u), []).extend([x] if x else [])
+    bar.set_description("predicting")
+    centre = predictor.model.ser.centre
+    found = {v: speaker_shift(x, centre) for v, x in heard.items() if v is not None and len(x) > 1}
+    if not found:
+        tell(f"without effect, since no speaker is heard twice: --speaker_norm {config.speaker_norm}")
+    return found
 
 # %% ../nbs/06d_predict.ipynb #c9cee106
 _LONG = 60                               # seconds: a longer recording is better cut at its pauses
@@ -395,24 +420,12 @@ def _answers(config, rows, every, bar, tell):
         yield from (_timeline(predictor, u, config) for u in rows)
     else:
         _watch(predictor, bar, tell)
-        for one, stretch in _by_speaker(config, predictor, rows, every, bar):
-            yield from one.many(stretch, batch_size=config.batch_size, keep_errors=True)
-
-def _by_speaker(config, predictor, rows, every, bar):
-    "Yields each stretch of rows of one speaker, after the predictor for it."
-    def voice(u):
-        return voice_of(u) if config.speaker_norm == "rows" else config.speaker_norm
-    heard = {}
-    for u in every if config.speaker_norm else ():
-        heard.setdefault(voice(u), []).append(u)
-    for who, said in heard.items():
-        bar.set_description("hearing the speakers")
-        known = who is not None and len(said) > 1
-        options = dict(batch_size=config.batch_size, keep_errors=True)
-        heard[who] = predictor.for_speaker(said, **options) if known else predictor
-    bar.set_description("predicting")
-    for who, stretch in groupby(rows, voice):
-        yield heard.get(who, predictor), list(stretch)
+        shifts = _shifts(config, predictor, every, bar, tell)
+        found = predictor.many(rows, batch_size=config.batch_size, keep_errors=True)
+        for u, answer in zip(rows, found, strict=True):
+            if (voice := _voice(config, u)) in shifts and not isinstance(answer, Exception):
+                answer.update(relative_answer(answer.logits, shifts[voice], model.config, config.abstain))
+            yield answer
 
 def _timeline(predictor, u, config):
     "The timeline of an utterance, or why there is none."

@@ -64,7 +64,7 @@ from .audio import hear_all
 from .audit import audit, summary
 from .backbones import encoder_config, return_freed_memory
 from .batches import SpeechDataset, perturbation_speeds
-from .confidence import usual_of
+from .confidence import heard_twice, usual_of
 from .corpora import LABELS, check_labels, common_folder, corpora_text, named_files, read_splits
 from .data import describe, emotion_names, read_manifest, rows_digest, write_manifest
 from .decoding import WordLM, check_lm, decoder_options
@@ -115,8 +115,8 @@ def load_splits(
     log_main("\n".join(filter(None, [describe(splits, names, seconds), corpora_text(splits)])))
     if found := summary(audit(splits, names=names, heard=heard), notes=False):
         log_main(f"{found}\n(prosody-ser audit tells more, with lines and cures)")
-    if config.speaker_norm and all(u.speaker is None for u in splits["val"]):
-        log_main("without effect, since no validation row has a speaker: --speaker_norm")
+    if config.speaker_norm and not heard_twice(splits["val"]):
+        log_main("without effect, since validation has no speaker with two rows: --speaker_norm")
     base = one_folder(config.audio_base_path)
     return {s: SpeechDataset(rows, base, names, seconds[s]) for s, rows in splits.items()}
 

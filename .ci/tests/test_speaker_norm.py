@@ -11,7 +11,7 @@ from prosody_ser.batches import SpeechDataset
 from prosody_ser.confidence import speaker_normalised
 from prosody_ser.config import ConfigError
 from prosody_ser.data import Utterance
-from prosody_ser.evaluate import evaluate_model
+from prosody_ser.evaluate import compare_models, evaluate_model
 from prosody_ser.inference import Predictor, predict, predict_emotions
 from prosody_ser.model import load_checkpoint
 
@@ -44,7 +44,7 @@ def test_training_validates_and_tests_with_it(run):
     metrics = json.loads(run.results_file.read_text())["metrics"]
     assert metrics["ser/ua_alone"] == pytest.approx(np.mean([np.mean([r["predicted_alone"] == e for r in records if r["emotion"] == e]) for e in ("anger", "joy")]))
     assert {"ser/ua_alone_floor", "ser/ua_alone_low", "ser/ua_alone_high"} <= metrics.keys()
-    assert "without speaker norm" in run.summary.read_text() and "ser/ua_alone" in run.history["val"][-1]
+    assert "UA of each utterance alone" in run.summary.read_text() and "ser/ua_alone" in run.history["val"][-1]
 
 
 def test_the_right_logits(run, test_set):
@@ -82,7 +82,11 @@ def test_evaluation_both_ways(run, corpus):
     rows = ps.read_manifest(corpus / "test.jsonl")
     model = load_checkpoint(run.best_model)
     on, off = (evaluate_model(model, rows, corpus, speaker_norm=x, decode_method="greedy") for x in (None, False))
-    assert (on["ser/ua"], on["ser/ua_alone"]) == (off["ser/ua_speaker_norm"], off["ser/ua"])
+    for scores, main in ((on, "ser/ua_speaker_norm"), (off, "ser/ua_alone")):       # each way has its name, whichever is the main one
+        assert scores["ser/ua"] == scores[main] and scores["ser/ua_low"] == scores[f"{main}_low"]
+    assert all(on[k] == off[k] for k in ("ser/ua_alone", "ser/ua_speaker_norm"))
+    lines = [line for line in compare_models(on.records, off.records).splitlines() if line.startswith(("| UA of each", "| UA with"))]
+    assert len(lines) == 2 and all("+0.000" in line for line in lines)              # two ways of one model: like with like
     assert [r["predicted_alone"] for r in on.records] == [r["predicted_emotion"] for r in off.records]
 
 
@@ -90,6 +94,7 @@ def test_rows_without_speakers(run, corpus):
     rows = [Utterance(u.audio_filepath, u.words, u.prosody_annotations, u.emotion) for u in ps.read_manifest(corpus / "test.jsonl")]
     scores = evaluate_model(load_checkpoint(run.best_model), rows, corpus, decode_method="greedy")
     assert not {"ser/ua_alone", "ser/ua_speaker_norm"} & scores.keys() and "predicted_alone" not in scores.records[0]
+    assert scores.settings["speaker_norm"] == "without effect, since no speaker comes twice"
 
 
 def test_for_speaker(run, corpus, test_set):
@@ -108,7 +113,7 @@ def test_for_speaker(run, corpus, test_set):
                 assert answer.probabilities == pytest.approx(r["probabilities"], abs=2e-4)
     assert first(files["test0"][0]) == before
     assert first.for_speaker(files["test0"]).for_speaker(files["test1"])(files["test1"][0]) == first.for_speaker(files["test1"])(files["test1"][0])
-    with pytest.raises(ConfigError, match="needs recordings of a speaker"):
+    with pytest.raises(ConfigError, match="at least one recording"):
         first.for_speaker([])
 
 
@@ -127,6 +132,9 @@ def test_predict_command(run, corpus, command, tmp_path):
     all_of_them = predictor.for_speaker(files)
     for file, answer in zip(files, read(tmp_path / "one" / "predictions.jsonl"), strict=True):
         assert answer["probabilities"] == pytest.approx(all_of_them(file).probabilities, abs=2e-4)
+    code, out = command("predict", run.best_model, corpus / "test.jsonl", "--speaker_norm", "one", "--decode_method", "greedy", "--out", tmp_path / "rows", "--resume")
+    changed = {a["audio_filepath"]: a["probabilities"] for a in read(tmp_path / "rows" / "predictions.jsonl")}      # another way: other answers
+    assert code == 0 and all(changed[r["audio_filepath"]] == pytest.approx(all_of_them(corpus / r["audio_filepath"]).probabilities, abs=2e-4) for r in rows)
     again = command("predict", run.best_model, *files[:3], "--speaker_norm", "one", "--decode_method", "greedy", "--out", tmp_path / "one", "--resume")
     fewer = predictor.for_speaker(files[:3])(files[0]).probabilities            # other recordings: other answers
     found = next(a for a in read(tmp_path / "one" / "predictions.jsonl") if a["audio_filepath"] == str(files[0]))
@@ -140,17 +148,52 @@ def test_a_file_that_cannot_be_used_costs_its_own_answer(run, corpus, command, t
     assert code == 1 and "1 of 4 files" in out and len(read(tmp_path / "out" / "predictions.jsonl")) == 3
 
 
+def test_a_speaker_of_whom_nothing_can_be_used(run, corpus, command, tmp_path):
+    """Each broken file says what is wrong with it, and the other speakers get their answers."""
+    for name in ("broken1.wav", "broken2.wav"):
+        (tmp_path / name).write_bytes(b"RIFF no sound")
+    rows = [dict(audio_filepath=str(corpus / f"test{i}.wav"), speaker="ama") for i in range(3)]
+    rows += [dict(audio_filepath=str(tmp_path / f"broken{i}.wav"), speaker="kofi") for i in (1, 2)]
+    write(tmp_path / "rows.jsonl", rows)
+    code, out = command("predict", run.best_model, tmp_path / "rows.jsonl", "--speaker_norm", "rows", "--decode_method", "greedy", "--out", tmp_path / "out")
+    assert code == 1 and "2 of 5 files" in out and "broken1.wav" in out and "broken2.wav" in out
+    wanted = Predictor(run.best_model, "cpu", "greedy").for_speaker([r["audio_filepath"] for r in rows[:3]])
+    for r, answer in zip(rows, read(tmp_path / "out" / "predictions.jsonl"), strict=False):
+        assert answer["probabilities"] == pytest.approx(wanted(r["audio_filepath"]).probabilities, abs=2e-4)
+
+
+def test_two_manifests_may_name_their_speakers_alike(run, corpus, command, tmp_path):
+    """As an evaluation of both: speaker 1 of one manifest is not speaker 1 of the other."""
+    for k in (0, 1):
+        write(tmp_path / f"m{k}.jsonl", [dict(audio_filepath=str(corpus / f"test{i}.wav"), speaker="1") for i in range(k, 6, 2)])
+    code, out = command("predict", run.best_model, tmp_path / "m0.jsonl", tmp_path / "m1.jsonl", "--speaker_norm", "rows", "--decode_method", "greedy", "--out", tmp_path / "out")
+    assert code == 0, out
+    first = Predictor(run.best_model, "cpu", "greedy")
+    found = {a["audio_filepath"]: a["probabilities"] for a in read(tmp_path / "out" / "predictions.jsonl")}
+    for k in (0, 1):
+        files = [str(corpus / f"test{i}.wav") for i in range(k, 6, 2)]
+        heard = first.for_speaker(files)
+        assert all(found[f] == pytest.approx(heard(f).probabilities, abs=2e-4) for f in files)
+
+
+def test_told_where_prediction_knows_no_speaker_twice(run, corpus, command):
+    plain = command("predict", run.best_model, corpus / "test0.wav", corpus / "test1.wav", "--decode_method", "greedy")
+    code, out = command("predict", run.best_model, corpus / "test0.wav", corpus / "test1.wav", "--speaker_norm", "rows", "--decode_method", "greedy")
+    assert code == 0 and "without effect, since no speaker is heard twice: --speaker_norm rows" in out
+    assert [line for line in out.splitlines() if line.startswith("{")] == [line for line in plain[1].splitlines() if line.startswith("{")]
+
+
 def test_refused(run, corpus, command):
     code, out = command("predict", run.best_model, corpus / "test0.wav", "--speaker_norm", "one", "--timeline")
     assert code and "leave --timeline out" in out
 
 
 def test_told_where_it_has_no_effect(corpus, tmp_path, capsys):
-    """Rows without speakers: the recipe for small corpora still trains, and says so."""
+    """Rows without speakers train all the same, and the training says so."""
     for split in ("train", "val"):
         write(tmp_path / f"{split}.jsonl", [{k: v for k, v in r.items() if k != "speaker"} for r in read(corpus / f"{split}.jsonl")])
-    ps.train(tmp_path / "train.jsonl", tmp_path / "val.jsonl", audio_base_path=corpus, save_dir=tmp_path / "run", recipe="small", **SETTINGS | dict(num_epochs=1))
-    assert "no validation row has a speaker: --speaker_norm" in capsys.readouterr().out
+    ps.train(tmp_path / "train.jsonl", tmp_path / "val.jsonl", audio_base_path=corpus, save_dir=tmp_path / "run", speaker_norm=True, **SETTINGS | dict(num_epochs=1))
+    assert "validation has no speaker with two rows: --speaker_norm" in capsys.readouterr().out
 
 
 def test_two_corpora_may_name_their_speakers_alike():
