@@ -90,7 +90,7 @@ def warn_unmeasured(
                   "and short recordings are marked.", stacklevel=3)
 
 # %% ../nbs/05d_confidence.ipynb #b559fa13
-_HALF = 5                                # utterances of a speaker whose mean counts half
+_HALF = 10                               # utterances of a speaker whose mean counts half
 
 def speaker_shift(
     logits, # (n, C) of one speaker

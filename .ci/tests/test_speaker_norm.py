@@ -48,14 +48,14 @@ def test_training_validates_and_tests_with_it(run):
 
 
 def test_the_right_logits(run, test_set):
-    """Each row's logits less n / (n + 5) of its speaker's mean distance from the bias; batches change nothing."""
+    """Each row's logits less n / (n + 10) of its speaker's mean distance from the bias; batches change nothing."""
     model, data = test_set
     alone = logits_of(predict(model, data, 1, "greedy", speaker_norm=False))
     who = np.array([u.speaker for u in data.utterances])
     wanted = alone.copy()
     for speaker in set(who):
         rows = who == speaker
-        wanted[rows] -= rows.sum() / (rows.sum() + 5) * (alone[rows].mean(0) - model.ser.out[-1].bias.detach().numpy())
+        wanted[rows] -= rows.sum() / (rows.sum() + 10) * (alone[rows].mean(0) - model.ser.out[-1].bias.detach().numpy())
     for batch_size in (1, 4):
         assert np.allclose(logits_of(predict(model, data, batch_size, "greedy")), wanted, atol=1e-4)
     assert np.allclose(predict_emotions(model, data)[0], wanted, atol=1e-4)       # what the temperature is fitted on
@@ -72,7 +72,7 @@ def test_the_mean_of_its_features_is_what_goes(run, test_set):
     x, who = torch.cat(features)[order].detach(), np.array([u.speaker for u in data.utterances])
     for speaker in set(who):
         rows = torch.tensor(who == speaker)
-        x[rows] -= rows.sum() / (rows.sum() + 5) * x[rows].mean(0)
+        x[rows] -= rows.sum() / (rows.sum() + 10) * x[rows].mean(0)
     with torch.no_grad():
         assert torch.allclose(model.ser.out(x), torch.tensor(logits_of(predict(model, data, 1, "greedy"))).float(), atol=1e-3)
 
@@ -200,4 +200,4 @@ def test_two_corpora_may_name_their_speakers_alike():
     logits = np.array([[1.0, 0], [3, 0], [0, 1], [0, 3]])
     rows = [Utterance("a.wav", speaker="1", corpus=c) for c in "aabb"]
     found = speaker_normalised(logits, rows, np.zeros(2))
-    assert np.allclose(found[:2], logits[:2] - 2 / 7 * np.array([2, 0])) and np.allclose(found[2:], logits[2:] - 2 / 7 * np.array([0, 2]))
+    assert np.allclose(found[:2], logits[:2] - 2 / 12 * np.array([2, 0])) and np.allclose(found[2:], logits[2:] - 2 / 12 * np.array([0, 2]))
