@@ -440,6 +440,8 @@ def tables(speakers):
     for task, rows in found.items():
         shape = (-1,) if task == "asr" else (round(len(rows[0]) ** 0.5), -1)
         found[task] = np.stack([row.reshape(shape) for row in rows])
+    if len(found.get("ser_speaker_norm", ())) < len(found.get("ser", ())):  # not counted for all speakers
+        found.pop("ser_speaker_norm", None)
     return found
 
 
