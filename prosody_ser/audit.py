@@ -72,9 +72,9 @@ def _row_findings(rows, **values):
     for entry, texts in _ENTRIES.items():
         of = texts.get("of")
         if of not in known:
-            known[of] = rows[pd.eval(of, engine="python", resolvers=[rows])]
+            known[of] = rows.query(of, engine="python")
         if "wrong" in texts and len(looked_at := known[of]):
-            wrong = pd.eval(texts["wrong"], engine="python", resolvers=[looked_at]).astype(bool)
+            wrong = looked_at.eval(texts["wrong"], engine="python").astype(bool)
             if not wrong.any(): continue
             by_split = wrong.groupby(looked_at.split, sort=False).mean()
             shares = [", ".join(f"{s} {100 * share:.{digits}f} %" for s, share in by_split.items() if share)

@@ -147,8 +147,9 @@ def emotion_record(
     "The emotion's part of a record of predictions."
     def named(values):
         return {n: round(float(v), 5) for n, v in zip(names, values, strict=True)}
-    p = _softmax(np.asarray(logits, float) / temperature)
-    return dict(predicted_emotion=names[int(np.argmax(logits))], probabilities=named(p),
+    logits = np.asarray(logits, float)
+    return dict(predicted_emotion=names[int(logits.argmax())],
+                probabilities=named(_softmax(logits / temperature)),
                 emotion_logits=named(logits))
 
 def with_speaker_norm(

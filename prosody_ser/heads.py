@@ -83,7 +83,7 @@ class SERHead(nn.Module):
         "(C,) logits of the mean of the training data, as an array."
         bias = self.out[-1].bias.detach()
         whole = bias.full_tensor() if hasattr(bias, "full_tensor") else bias              # of a sharded model
-        return whole.float().cpu().numpy()
+        return whole.float().cpu().clone().numpy()                   # its own memory: a shard's is freed
 
     def with_distance(self, hidden, lengths):  # (B, T, H) from mix, (B,) -> (B, C), (B,)
         "Logits, and how far from the training data a row is: the root mean square of what it standardises."
