@@ -99,7 +99,7 @@ def speaker_shift(
     "How far a speaker is from the mean of the training data, drawn to it where there are few utterances."
     logits = np.asarray(logits, float)
     logits = logits[np.isfinite(logits).all(1)]              # what is no number says nothing of the others
-    return len(logits) / (len(logits) + _HALF) * (logits - centre).sum(0) / max(1, len(logits))
+    return (logits - centre).sum(0) / (len(logits) + _HALF)        # n / (n + 10) of the mean
 
 def voice_of(u):
     "Whose voice an utterance is. None: not known."

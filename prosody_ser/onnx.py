@@ -301,9 +301,11 @@ class _Speakers(_Heads):
                     sampling_rate=SAMPLING_RATE): # Hz of samples that are given
         """A copy that hears emotions relative to the mean of these recordings, which need no labels. Raises
         `OnnxError` without an emotion head or a recording, or for an export of an older version."""
+        if "ser" not in self.about["tasks"]:
+            raise OnnxError(f"{self.folder}: for_speaker needs an emotion head, which this model lacks.")
         if not self.about.get("centre"):
-            raise OnnxError(f"{self.folder}: for_speaker needs an emotion head, and an export of this "
-                            "version. Export the model again.")
+            raise OnnxError(f"{self.folder}: for_speaker needs an export of this version. Export the model "
+                            "again.")
         hidden = (self.encode([load_samples(a, sampling_rate)])[0]["ser"] for a in recordings)
         logits, found = [self._emotion_logits(h)[0] for h in hidden], copy(self)
         if not logits: raise OnnxError("for_speaker needs recordings of a speaker: none was given.")
