@@ -16,7 +16,6 @@ import torch
 from prosody_ser.heads import normalise_layers
 from prosody_ser.model import create_model
 
-
 def milliseconds(step, steps):
     """Of a step, over so many of them."""
     began = time.perf_counter()
