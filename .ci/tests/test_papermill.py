@@ -12,7 +12,6 @@ from types import ModuleType, SimpleNamespace
 import papermill
 import pytest
 from conftest import ROOT
-from forge import python
 
 from prosody_ser.config import default_of
 from prosody_ser.parsing import from_parameters
@@ -99,29 +98,13 @@ def test_what_papermill_delivers_arrives(tmp_path):
 
 
 def test_loop_over_alpha(corpus, tmp_path):
-    """The example's loop: a finished run is not repeated; one that fails is told and does not stop the next; one table at the end. An α that equals the default is that α."""
-    data = dict(audio_base_path=corpus, **{f"{s}_jsonl": corpus / f"{s}.jsonl" for s in ("train", "val", "test")}, tokenizer_path=tmp_path / "tok.model")
-    small = dict(num_epochs=1, backbone="tiny", vocab_size=30, decode_method="greedy")
-    first = data | small | dict(save_dir=tmp_path / "alpha_0_seed_0", alpha_asr=0, alpha_prosody=0, seed=0)
-    done = python("-m", "prosody_ser.train", *(x for k, v in first.items() for x in (f"--{k}", v)))
+    """The example's loop: a failed run is told and does not stop the others; finished ones are not repeated; one table at the end. An α that equals the default is that α."""
+    env = os.environ | dict(OUT=str(tmp_path), ALPHAS="0 0.1", SEEDS="0", DATA=str(corpus))
+    loop = lambda *more, **e: subprocess.run(["bash", "examples/papermill/loop.sh", "-p", "num_epochs", "1", "-p", "backbone", "tiny", "-p", "vocab_size", "30", "-p", "decode_method", "greedy", *more], cwd=ROOT, env=env | e, capture_output=True, text=True)
+    done = loop()
     assert done.returncode == 0, done.stderr[-2000:]
-    env = os.environ | dict(OUT=str(tmp_path), ALPHAS="0 none 0.1", SEEDS="0", DATA=str(corpus))
-    loop = ["bash", "examples/papermill/loop.sh", *(x for k, v in small.items() for x in ("-p", k, str(v)))]
-    done = subprocess.run(loop, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stdout.count("is finished") == 1 and done.stdout.count("failed; see") == 1 and "alpha_none_seed_0 failed" in done.stdout, done.stdout + done.stderr[-2000:]
     table = (tmp_path / "comparison/comparison.md").read_text()
-    assert "| alpha_asr = alpha_prosody |" in table and "| 0 | 1 |" in table and "| 0.1 | 1 |" in table and (tmp_path / "comparison/comparison.png").is_file()
-    assert "alpha_none_seed_0" in table and "alpha_asr" in table.split("alpha_none_seed_0")[1], table           # named with its reason, not fatal
-
-
-def test_loop_without_data(tmp_path):
-    """The loop leaves the data to the page, whose default is the demo corpus; each run has its own folder, weight and seed."""
-    (tmp_path / "papermill").write_text('#!/usr/bin/env bash\necho "$@" >> "$OUT/calls.txt"\n')
-    (tmp_path / "papermill").chmod(0o755)
-    env = os.environ | dict(OUT=str(tmp_path / "out"), ALPHAS="0 2", SEEDS="0 1", DATA="", PATH=f"{tmp_path}:{os.environ['PATH']}")
-    done = subprocess.run(["bash", "examples/papermill/loop.sh", "-p", "num_epochs", "1"], cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    calls = (tmp_path / "out/calls.txt").read_text().replace(f"{tmp_path}/out", "OUT").splitlines()
-    runs = [(a, s, f"OUT/alpha_{a}_seed_{s}") for a in (0, 2) for s in (0, 1)]
-    assert calls[:-1] == [f"nbs/train.ipynb {r}/report.ipynb -p save_dir {r} -p alpha_asr {a} -p alpha_prosody {a} -p seed {s} -p num_epochs 1" for a, s, r in runs]
-    assert calls[-1] == "nbs/gather.ipynb OUT/comparison.ipynb -p runs OUT -p out OUT/comparison"
+    assert "| alpha_asr = alpha_prosody |" in table and "| 0.1 | 1 |" in table and (tmp_path / "comparison/comparison.png").is_file()
+    done = loop("-p", "batch_sise", "4", ALPHAS="0 0.1 2", DATA="")     # without data: the demo corpus
+    assert done.returncode == 1 and done.stdout.count("is finished") == 2 and "alpha_2_seed_0 failed" in done.stdout
+    assert "did you mean 'batch_size'" in (tmp_path / "comparison/comparison.md").read_text()           # named, not fatal
