@@ -513,73 +513,59 @@ def published(path, rows):
 # ---- what came of them
 
 
-def drawn(sums, resamples=1000):
-    """For each score (resamples, seeds): speakers are drawn, the same ones for every seed and every row."""
+def seeds_of(sums, resamples=1000):
+    """seed -> its scores, and score -> (resamples,): speakers are drawn, the same ones in every seed and row."""
     from prosody_ser.evaluation import _drawn_sums
 
-    draws = []
-    for speakers in sums["seeds"].values():
-        found = {}
+    found = {}
+    for seed, speakers in sums["seeds"].items():
+        draws = {}
         for task, counts in tables(speakers).items():
-            found |= scored(task, _drawn_sums(counts, np.arange(len(counts)), resamples, 0))
-        draws.append(found)
-    return {k: np.stack([d[k] for d in draws], 1) for k in SHOWN if all(k in d for d in draws)}
+            draws |= scored(task, _drawn_sums(counts, np.arange(len(counts)), resamples, 0))
+        found[seed] = values(speakers), draws
+    return found
 
 
-def over_seeds(draws):
-    """(resamples,): the mean over seeds that are drawn, too, with replacement."""
-    resamples, n = draws.shape
-    chosen = np.random.default_rng(1).integers(n, size=(resamples, n))
-    return np.take_along_axis(draws, chosen, 1).mean(1)
-
-
-def summary(value, draws):
-    """A number with its interval over speakers and seeds."""
+def over_seeds(pairs):
+    """Mean and interval of (number, its draws) of each seed; the seeds are drawn, too, with replacement."""
+    numbers, draws = zip(*pairs, strict=True)
+    draws, n = np.stack(draws, 1), len(numbers)
+    chosen = np.random.default_rng(1).integers(n, size=draws.shape)
+    draws = np.take_along_axis(draws, chosen, 1).mean(1)
     low, high = np.nanpercentile(draws, [2.5, 97.5])
-    return dict(mean=float(value), low=float(low), high=float(high), se=float(np.nanstd(draws)))
+    sd = float(np.std(numbers, ddof=1)) if n > 1 else None
+    about = dict(low=float(low), high=float(high), se=float(np.nanstd(draws)), sd=sd, seeds=n)
+    return dict(mean=float(np.mean(numbers)), **about)
 
 
 def scores_of(sums):
-    """Mean and deviation over seeds of each score, its floor and interval."""
-    each = [values(speakers) for speakers in sums["seeds"].values()]
-    found = {}
-    for k, draws in drawn(sums).items():
-        numbers = [m[k] for m in each]
-        sd = float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None
-        found[k] = summary(np.mean(numbers), over_seeds(draws)) | dict(sd=sd, floor=each[0][f"{k}_floor"])
+    """Mean of each score with its deviation over seeds, floor and interval, over the seeds that have it."""
+    each, found = seeds_of(sums).values(), {}
+    for k in SHOWN:
+        having = [(m, draws) for m, draws in each if k in draws]
+        if having:
+            floor = having[0][0][f"{k}_floor"]
+            found[k] = over_seeds([(m[k], draws[k]) for m, draws in having]) | dict(floor=floor)
     return found
 
 
 def speaker_norm_gain(sums):
     """What speaker norm adds to UA, with its interval; None where its answers were not counted."""
-    draws, each = drawn(sums), [values(speakers) for speakers in sums["seeds"].values()]
     alone, norm = "ser/ua", "ser/ua_speaker_norm"
-    if norm not in draws:
-        return None
-    gains = over_seeds(draws[norm] - draws[alone])
-    return summary(np.mean([m[norm] - m[alone] for m in each]), gains) | dict(seeds=len(each))
+    having = [(m, draws) for m, draws in seeds_of(sums).values() if norm in draws]
+    return over_seeds([(m[norm] - m[alone], d[norm] - d[alone]) for m, d in having]) if having else None
 
 
 def difference(mine, theirs):
     """Scores less those of another row, seed by seed; a row of one seed is held against each."""
-    one, two = mine["seeds"], theirs["seeds"]
+    one, two, found = seeds_of(mine), seeds_of(theirs), {}
     if len(two) == 1:
         two = dict.fromkeys(one, next(iter(two.values())))
-    both = [s for s in one if s in two]
-    if not both:
-        return {}
-    pairs = [dict(seeds={s: side[s] for s in both}) for side in (one, two)]
-    draws, their_draws = map(drawn, pairs)
-    scores, their_scores = ([values(s) for s in side["seeds"].values()] for side in pairs)
-    return {
-        k: summary(
-            np.mean([a[k] - b[k] for a, b in zip(scores, their_scores, strict=True)]),
-            over_seeds(draws[k] - their_draws[k]),
-        )
-        | dict(seeds=len(both))
-        for k in draws
-        if k in their_draws
-    }
+    both = [(one[s], two[s]) for s in one if s in two]
+    for k in SHOWN:
+        pairs = [(a[k] - b[k], x[k] - y[k]) for (a, x), (b, y) in both if k in x and k in y]
+        found |= {k: over_seeds(pairs)} if pairs else {}
+    return found
 
 
 def gradients(place, seed):
@@ -679,12 +665,16 @@ def line(found):
 
 
 def make_demo(out):
-    """The demo's test scores as it prints them, and its minutes."""
+    """The demo's test scores as it prints them, and its minutes; None where it does not run."""
     from prosody_ser.evaluate import metrics_table
 
     began, place = time.time(), out / "demo"
     if not (place / "made.json").exists():
-        prosody_ser("demo", dict(save_dir=place), place / "log.txt")
+        try:
+            prosody_ser("demo", dict(save_dir=place), place / "log.txt")
+        except subprocess.CalledProcessError:
+            print(f"the demo failed, its scores stay as published: see {place / 'log.txt'}", flush=True)
+            return None
         write_json(place / "made.json", dict(commit=commit(), minutes=(time.time() - began) / 60))
     metrics = read_json(place / "test_results.json")["metrics"]
     return read_json(place / "made.json") | dict(table=metrics_table(metrics))
@@ -705,7 +695,7 @@ def publish(rows, args):
     asked = {r.id for r in rows}
     found += [r for i, r in args.published.items() if i not in asked]  # of corpora that are not here
     made = not args.read_only or (args.out / "demo" / "made.json").exists()
-    demo = make_demo(args.out) if made else read_json(args.publish, {}).get("demo")
+    demo = (made and make_demo(args.out)) or read_json(args.publish, {}).get("demo")
     write_json(args.publish, dict(about=about, demo=demo, rows=found))
     print(f"{args.publish}: {len(found)} rows, of {len(rows)} that were asked for", flush=True)
 

@@ -227,7 +227,7 @@ class _GradientShares:
     def _share_is_due(self):
         "Whether this batch is to be measured."
         step, every = self.state.global_step, self.config.grad_share_steps
-        if not every or self.is_fsdp_enabled or self.args.torch_compile: return False
+        if not every or self.is_fsdp_enabled: return False
         return step % every == 0 and step != self.measured_step
 
     def _fits(self, inputs):
@@ -480,7 +480,7 @@ def training_arguments(
         lr_scheduler_type=config.lr_scheduler, **precision(config.use_amp, config.cpu_bf16),
         dataloader_num_workers=workers, dataloader_persistent_workers=workers > 0,
         dataloader_prefetch_factor=config.prefetch_factor if workers else None,
-        dataloader_pin_memory=config.pin_memory and on_gpu, torch_compile=config.torch_compile,
+        dataloader_pin_memory=config.pin_memory and on_gpu,
         save_strategy="no", save_total_limit=2, logging_steps=config.log_steps,     # see the callbacks above
         report_to="none", disable_tqdm=False, remove_unused_columns=False, label_names=["row"],
         use_cpu=not on_gpu)                           # CTC's float64 does not exist on Apple's GPUs
@@ -504,6 +504,16 @@ class _Sharding:
         "Autocast, with FSDP too."
         if self._shards_in_16_bits(): return self.accelerator.autocast()
         return super().autocast_smart_context_manager(cache_enabled)
+
+# %% ../nbs/09_trainer.ipynb #58a62400
+def _compile_layers(
+    backbone,       # Backbone
+    **options,      # of torch.compile
+):
+    "Compile each layer of the encoder for any length; weights keep their names."
+    encoder = getattr(backbone.encoder, "encoder", backbone.encoder)       # XLS-R's layers are a level deeper
+    for layer in encoder.layers:
+        layer.compile(dynamic=True, **options)
 
 # %% ../nbs/09_trainer.ipynb #resume2
 @contextmanager
@@ -588,6 +598,10 @@ def build_trainer(
     trainer_class=MTLTrainer, # or a subclass
 ) -> MTLTrainer:
     "Make a trainer with its callbacks. Raises `ConfigError` for a kind of sharding that does not work."
+    if config.torch_compile and config.feature_cache:
+        log_main("--torch_compile has nothing to compile: the features of the backbone are stored")
+    elif config.torch_compile:
+        _compile_layers(model.backbone)
     trainer = trainer_class(config, model, data, until)
     _check_sharding(trainer, config)
     for bar in (ProgressCallback, DEFAULT_PROGRESS_CALLBACK):

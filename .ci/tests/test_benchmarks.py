@@ -55,6 +55,10 @@ def test_a_row_and_a_difference():
     norm = record.speaker_norm_gain(worse)
     assert norm["mean"] == pytest.approx(1 / 4 - 1 / 8, abs=.02) and norm["low"] > 0 and norm["seeds"] == 3
     assert record.speaker_norm_gain(record.sums_of([{k: v for k, v in r.items() if "norm" not in k} for r in answers(0, 4)])) is None
+    old = {k: v if k == "2" else {who: {t: c for t, c in own.items() if "norm" not in t} for who, own in v.items()} for k, v in worse["seeds"].items()}
+    found, part = record.scores_of(worse | dict(seeds=old)), record.scores_of(record.sums_of(answers(2, 4)))
+    assert found["ser/ua"]["seeds"] == 3 and found["ser/ua_speaker_norm"] == part["ser/ua_speaker_norm"]     # over the seeds that have it
+    assert record.difference(better, worse | dict(seeds=old))["ser/ua_speaker_norm"]["seeds"] == 1
     single = record.difference(better, record.sums_of(answers(0, 4)))["ser/ua"]        # a row of one seed is held against each
     assert single["seeds"] == 3 and single["mean"] == pytest.approx(gained["mean"], abs=.03)
 

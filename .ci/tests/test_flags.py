@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import read, write
+from conftest import ROOT, read, write
 from transformers import TrainerCallback
 
 from prosody_ser.config import TrainConfig
@@ -229,9 +229,52 @@ def test_feature_cache(corpus, tmp_path):
     assert runs[0] == runs[1] and files[0] == files[1] and len(files[0]) == 4      # features and index of train and of val
 
 
-def test_torch_compile_reaches_the_trainer(corpus, tmp_path):
-    assert training_arguments(config(corpus, tmp_path, torch_compile=True)).torch_compile
-    assert not training_arguments(config(corpus, tmp_path)).torch_compile
+def test_torch_compile_learns_the_same(corpus, tmp_path, monkeypatch):
+    """The layers are compiled, few times for all lengths; losses, gradient shares and the best model's names are as without."""
+    from functools import partial
+
+    from safetensors.torch import load_file
+    from torch._dynamo.utils import counters
+
+    from prosody_ser import trainer
+    from prosody_ser.train import fit
+    monkeypatch.setattr(trainer, "_compile_layers", partial(trainer._compile_layers, backend="aot_eager"))
+    told, names = [], []
+    for compiled in (False, True):
+        counters.clear()
+        c = config(corpus, tmp_path / str(compiled), torch_compile=compiled, grad_share_steps=2, head_dropout=0.0, spec_augment=False,
+                   tokenizer_path=str(tmp_path / "tok.model"))
+        data = load_splits(c)
+        told.append(fit(c, data, prepare_tokenizer(c, data["train"].utterances)))
+        names.append(load_file(tmp_path / str(compiled) / "best_model" / "model.safetensors").keys())
+        assert (0 < counters["stats"]["unique_graphs"] <= 8) == compiled and not counters["graph_break"]
+    for a, b in zip(*(t["train"] for t in told), strict=True):
+        assert a.keys() == b.keys() and a["loss"] == pytest.approx(b["loss"], rel=.05)
+    assert any("ser/grad_share" in e for e in told[1]["train"]) and names[0] == names[1]
+
+
+@pytest.mark.parametrize("family", ["toy whisper", "toy XLS-R", "toy W2V-BERT"])
+def test_one_compiled_layer_serves_all_of_a_family(family, monkeypatch):
+    """Whatever the lengths: as often compiled as there are cases, which is not as often as there are layers; the same answers."""
+    import copy
+
+    from torch._dynamo.utils import counters
+
+    from prosody_ser.backbones import frame_mask
+    from prosody_ser.trainer import _compile_layers
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import gpu
+    plain = gpu.build(family, 40, "cpu").eval()
+    compiled, seen = copy.deepcopy(plain), []
+    _compile_layers(compiled.backbone, backend="aot_eager")
+    counters.clear()
+    for lengths in torch.tensor([[32000, 20000, 9000], [17000, 9000, 8000], [24000, 23000, 22000]]):
+        audio = (torch.randn(3, lengths.max()) * .1).masked_fill(~frame_mask(lengths, lengths.max()), 0.0)
+        with torch.no_grad():
+            a, b = (model(audio, lengths).emotion_logits for model in (plain, compiled))
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+        seen.append(counters["stats"]["unique_graphs"])
+    assert 0 < seen[0] == seen[-1]                            # other lengths are no other case
 
 
 def test_measuring_shares_in_16_bits_changes_nothing(corpus, tmp_path, monkeypatch):

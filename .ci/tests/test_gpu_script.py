@@ -42,6 +42,7 @@ def test_toy_run(tmp_path):
     for row in (r for r in rows if r["part"] == "train"):
         assert min(row[k] for k in ("step_ms", "share", "real_share", "peak_bytes", "forecast_bytes")) > 0
         assert row["padded_flops_a_second"] >= row["real_flops_a_second"]
+        assert (row.get("align_ms", 0) > 0) == ("words aligned" in row["name"])
     dense, lean = (r for r in rows if r["part"] == "ctc")
     assert (dense["form"], lean["form"]) == ("dense", "lean") and lean["time_ratio"] > 0
 
