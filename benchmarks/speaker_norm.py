@@ -7,7 +7,9 @@ Runs are folders of `prosody-ser crossval` without --speaker_norm, made with spe
 the logits of their test utterances are read, and what each head says of the mean of its training data. Each
 utterance is then heard relative to n other ones of its speaker, which are drawn anew many times. Three kinds of
 draws: any n of them; n that are all of one emotion; and test sets in which each speaker has mostly one or two
-emotions, heard relative to themselves. A minute of one core.
+emotions, heard relative to themselves. And how far confidence is from accuracy, if the answers relative to a
+speaker have the temperature of the others, or their own: both are fitted on each fold's validation speakers. A
+minute of one core.
 """
 
 import argparse
@@ -45,6 +47,41 @@ def _order(record, names):
     """Where each name stands in the model."""
     own = list(record["emotion_logits"])
     return [own.index(n) for n in names]
+
+
+def at_its_temperatures(run):
+    """Of the test utterances of a run: way -> probabilities (N, C); and classes (N,)."""
+    from scipy.special import softmax
+
+    from prosody_ser.confidence import speaker_normalised
+    from prosody_ser.data import Utterance
+    from prosody_ser.evaluation import fit_temperature, read_predictions
+
+    with safe_open(run / "best_model" / "model.safetensors", "np") as weights:
+        centre = weights.get_tensor("ser.out.1.bias")
+    split = {}
+    for part, file in (("val", run / "validation_predictions.jsonl"), ("test", run)):
+        rows = [r for r in read_predictions(file) if r["emotion"] is not None]
+        logits = np.array([[*r["emotion_logits"].values()] for r in rows])
+        truth = np.array([list(r["emotion_logits"]).index(r["emotion"]) for r in rows])
+        who = [Utterance("", speaker=r["speaker"]) for r in rows]
+        split[part] = logits, speaker_normalised(logits, who, centre), truth
+    alone, own = (fit_temperature(x, split["val"][2]) for x in split["val"][:2])
+    logits, relative, truth = split["test"]
+    ways = dict(alone=logits / alone, relative=relative / alone, own=relative / own)
+    return {name: softmax(x, axis=1) for name, x in ways.items()}, truth
+
+
+def calibration(folder):
+    """Expected calibration error over all folds, each way."""
+    from prosody_ser.evaluation import calibration_error
+
+    found, errors = [at_its_temperatures(run) for run in sorted(folder.glob("fold_*/seed_0"))], {}
+    truth = np.concatenate([t for _, t in found])
+    for way in found[0][0]:
+        p = np.concatenate([chances[way] for chances, _ in found])
+        errors[way] = float(calibration_error(p.max(1), p.argmax(1) == truth))
+    return errors
 
 
 def ua(logits, truth):
@@ -125,6 +162,7 @@ def main():
     found = {}
     for name, folder in (text.split("=", 1) for text in args.runs):
         found[name] = measured(*read_run(Path(folder)), args.draws)
+        found[name]["calibration_error"] = calibration(Path(folder))
         print(name, found[name], flush=True)
     write_json(args.out, found)
 

@@ -7,11 +7,14 @@ __all__ = ['UNSURE', 'check_abstain', 'emotion_answer', 'usual_of', 'unusual']
 
 # %% ../nbs/05d_confidence.ipynb #imports
 import warnings
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 
 from .audio import SAMPLING_RATE, SILENT
 from .config import ConfigError
+from .folder import write_whole
 from .text import name_key
 
 # %% ../nbs/05d_confidence.ipynb #abs1
@@ -105,10 +108,11 @@ def voice_of(u):
     "Whose voice an utterance is. None: not known."
     return None if u.speaker is None else (u.corpus, name_key(u.speaker))
 
-def heard_twice(utterances):
-    "Whether any speaker comes more than once."
-    voices = [v for v in map(voice_of, utterances) if v is not None]
-    return len(voices) > len(set(voices))
+def heard_again(utterances):  # -> (N,) bool
+    "Whether the speaker of each utterance is known, and heard in others, too."
+    voices = [*map(voice_of, utterances)]
+    times = Counter(voices)
+    return np.array([v is not None and times[v] > 1 for v in voices], bool)
 
 def speaker_normalised(
     logits,     # (N, C)
@@ -129,6 +133,15 @@ def _softmax(x):  # (C,)
     p = np.exp(x - x.max())
     return p / p.sum()
 
+def scaled(
+    logits, # (..., C)
+    shift,  # (C,) from speaker_shift; None: of each utterance alone
+    config, # has emotion_temperature, and norm_temperature where answers relative to a speaker have their own
+):          # (..., C)
+    "What the probabilities are the softmax of."
+    if shift is None: return logits / config.emotion_temperature
+    return (logits - shift) / (getattr(config, "norm_temperature", None) or config.emotion_temperature)
+
 def relative_answer(
     logits,  # (C,) of an utterance
     shift,   # (C,) from speaker_shift
@@ -136,8 +149,8 @@ def relative_answer(
     abstain, # as for emotion_answer
 ) -> dict:
     "What is said of an emotion, relative to the speaker."
-    x = (np.asarray(logits, float) - shift) / config.emotion_temperature
-    return emotion_answer(_softmax(x), config.id2label, abstain)
+    x = _softmax(scaled(np.asarray(logits, float), shift, config))
+    return emotion_answer(x, config.id2label, abstain)
 
 def emotion_record(
     logits,      # (C,)
@@ -153,29 +166,71 @@ def emotion_record(
                 emotion_logits=named(logits))
 
 def with_speaker_norm(
-    records,         # of one set of predictions
-    utterances,      # (N,) that they are about
-    model,           # ProsodySER
-    temperature=1.0, # of the probabilities
-    on=None,         # whether the normalised answer is the main one; None: as the model was trained
+    records,    # of one set of predictions
+    utterances, # (N,) that they are about
+    model,      # ProsodySER
+    on=None,    # whether the normalised answer is the main one; None: as the model was trained
 ):
     "The records with both answers; as they are where no speaker comes twice, or there is no emotion head."
     centre = getattr(model.ser, "centre", None)                          # a subclass may have its own head
-    if centre is None or not heard_twice(utterances): return records
-    logits = [[*r["emotion_logits"].values()] for r in records]
-    names = list(records[0]["emotion_logits"])
-    found = [emotion_record(x, names, temperature)
-             for x in speaker_normalised(logits, utterances, centre)]
+    again = heard_again(utterances)
+    if centre is None or not again.any(): return records
+    logits, names = [[*r["emotion_logits"].values()] for r in records], list(records[0]["emotion_logits"])
+    alone = model.config.emotion_temperature
+    degrees = np.where(again, model.config.norm_temperature or alone, alone)
+    found = [emotion_record(x, names, t)
+             for x, t in zip(speaker_normalised(logits, utterances, centre), degrees, strict=True)]
     if on or (on is None and model.config.speaker_norm):
         return [r | new | dict(predicted_alone=r["predicted_emotion"])
                 for r, new in zip(records, found, strict=True)]
     return [r | dict(predicted_speaker_norm=new["predicted_emotion"])
             for r, new in zip(records, found, strict=True)]
 
+
+# %% ../nbs/05d_confidence.ipynb #b31cb859
+def relative_rows(
+    logits, # (N, C) of each utterance alone
+    data,   # SpeechDataset that they are of
+    model,  # ProsodySER
+):          # (n, C) relative to the speakers, (n,) classes: of those that are heard again
+    "What the temperature of answers relative to a speaker is fitted on."
+    centre, again = getattr(model.ser, "centre", None), heard_again(data.utterances)
+    if centre is None: return logits[:0], data.emotions[:0]
+    return speaker_normalised(logits, data.utterances, centre)[again], np.asarray(data.emotions)[again]
+
+def remember(
+    folder, # of a saved model
+    model,  # ProsodySER
+    **known, # fields of its config
+):
+    "Tell a model and its folder what they are sure by, in one step: whoever is killed leaves a whole file."
+    vars(model.config).update(known)
+    write_whole(Path(folder)/"config.json", model.config.to_json_string())
+
+# %% ../nbs/05d_confidence.ipynb #92b0aadc
+def norm_fault(
+    rows, # (voice, emotion) of each utterance; None: not known
+) -> str: # empty if there is none
+    "Why speaker norm does nothing, or harm, for these utterances."
+    rows = [row for row in rows if row[0] is not None]
+    times, shown = Counter(voice for voice, _ in rows), {}
+    for voice, emotion in rows:
+        if times[voice] > 1 and emotion is not None:
+            shown.setdefault(voice, Counter())[emotion] += 1
+    if max(times.values(), default=0) < 2: return "without effect, since no speaker comes twice"
+    counts = [(max(c.values()), sum(c.values())) for c in shown.values()]
+    one_sided, all_rows = sum(n for most, n in counts if most > .8 * n), sum(n for _, n in counts)
+    if 2 * one_sided <= all_rows: return ""
+    return (f"{one_sided} of {all_rows} utterances are of speakers who show one emotion nearly always: it is "
+            "taken for their voice. Compare with UA of each utterance alone")
+
 def norm_as_used(
     settings, # dict: of an evaluation
     records,  # that it made
-) -> dict:    # speaker_norm, where it was on and changed nothing
+) -> dict:    # speaker_norm, where it was on and did nothing or harm
     "What a report should say of speaker norm instead of its setting."
-    if not settings.get("speaker_norm") or any("predicted_alone" in r for r in records): return {}
-    return dict(speaker_norm="without effect, since no speaker comes twice")
+    if not settings.get("speaker_norm"): return {}
+    def voice(r):
+        return None if r.get("speaker") is None else (r.get("corpus"), name_key(r["speaker"]))
+    fault = norm_fault((voice(r), r.get("emotion")) for r in records)
+    return dict(speaker_norm=fault) if fault else {}

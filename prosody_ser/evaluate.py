@@ -506,6 +506,8 @@ def selection_note(
     return "model trained on training and validation rows together, up to the epoch that validation chose"
 
 # %% ../nbs/07b_report.ipynb #eval1
+_FACTS = "alphas", "ctc", "backbone", "emotion_temperature", "norm_temperature"
+
 def evaluate_model(
     model,           # ProsodySER with its processor
     utterances,      # list of Utterance, or a SpeechDataset
@@ -534,10 +536,9 @@ def evaluate_model(
         base = stage_audio(base, config.stage_dir, getattr(utterances, "utterances", utterances))
         names, dataset = _as_dataset(model, utterances, base or None)
         records = predict(model, dataset, config.batch_size, config.decode_method, config.device,
-                          config.use_amp and config.device == "cuda", config.num_workers,
-                          config.speaker_norm,
+                          config.use_amp and config.device == "cuda", config.num_workers, config.speaker_norm,
                           **decoder_options(config, tokenizer, dataset.utterances, where))
-        facts = {k: getattr(model.config, k) for k in ("alphas", "ctc", "backbone", "emotion_temperature")}
+        facts = {k: getattr(model.config, k) for k in _FACTS}
         used = {k: v for k, v in asdict(config).items() if v != ""} | facts | dict(heads=model.config.tasks)
         if model.asr and (told := tokenizer.unknown_words(dataset.utterances, where)[1]):
             used["unknown_words"] = told

@@ -216,7 +216,8 @@ def _about(model, int8):
     return dict(
         prosody_ser_onnx=1, backbone=config.backbone, precision="int8" if int8 else "float32",
         tasks=config.tasks, emotions=names, emotion_temperature=config.emotion_temperature,
-        usual=config.usual, centre=model.ser.centre.tolist() if model.ser else [],
+        norm_temperature=config.norm_temperature, usual=config.usual,
+        centre=model.ser.centre.tolist() if model.ser else [],
         features=_features(backbone.features)[0], hidden_size=backbone.hidden_size,
         frame_rate=backbone.frame_rate, stride=backbone.stride, chunk_frames=size,
         whole_frames=backbone.log_mel, vocab_size=config.vocab_size, blank_id=config.blank_id, aligns=aligns,

@@ -134,7 +134,7 @@ def _word_dicts(words, times, scores, marks, seconds):  # W words, (W, 2), (scor
 # %% ../nbs/06b_inference.ipynb #n009
 class _Steps:
     "Part of `Predictor`: what is read from the hidden states of a batch."
-    shift, emotions_only = 0.0, False         # (C,) taken off the logits: how a speaker sounds; words, too?
+    shift, emotions_only = None, False        # (C,) taken off the logits: how a speaker sounds; words, too?
     def watch(self, step, seconds, audio=None):
         "Told of each step, its seconds, and the file that was read; whoever wants to know puts another here."
 
@@ -143,7 +143,7 @@ class _Steps:
         config = self.model.config
         if hidden is None: return [dict(unusual=confidence.unusual(s)) for s in samples]
         logits, distances = self.model.ser.with_distance(hidden, lengths)
-        chances = ((logits.float().cpu() - self.shift) / config.emotion_temperature).softmax(-1)  # (B, C)
+        chances = confidence.scaled(logits.float().cpu(), self.shift, config).softmax(-1)         # (B, C)
         rows = zip(samples, distances.tolist(), logits.tolist(), chances.tolist(), strict=True)
         return [confidence.emotion_answer(p, config.id2label, self.abstain)
                 | dict(unusual=confidence.unusual(s, d, config.usual), logits=x) for s, d, x, p in rows]
@@ -444,7 +444,7 @@ def predict(
                                       for x in (dataset.utterances, dataset.emotions, groups))
         records |= zip(places, to_records(utterances, emotions, kept, *how, part), strict=True)
     records = [records[i] for i in range(len(dataset))]
-    return confidence.with_speaker_norm(records, dataset.utterances, model, how[-1], speaker_norm)
+    return confidence.with_speaker_norm(records, dataset.utterances, model, speaker_norm)
 
 def predict_emotions(
     model,        # ProsodySER with an SER head
@@ -454,13 +454,12 @@ def predict_emotions(
     amp=False,    # 16-bit autocast where the device has it
     num_workers=0, # processes that load audio
 ) -> tuple:       # (N, C), (N,) arrays in the dataset's order
-    """The emotions' logits of a dataset, without temperature, with the model's speaker norm: what `calibrate`
+    """The emotions' logits of a dataset, of each utterance alone and without temperature: what `calibrate`
     reads; and distances from the training data: what `usual_of` reads."""
     logits, far = np.zeros((len(dataset), model.config.num_labels), np.float32), np.zeros(len(dataset))
     for places, out in _outputs(model, dataset, batch_size, device, amp, num_workers, "calibrating"):
         logits[places], far[places] = out.emotion_logits.float().cpu(), out.emotion_distance.cpu()
-    if not model.config.speaker_norm: return logits, far
-    return confidence.speaker_normalised(logits, dataset.utterances, model.ser.centre), far
+    return logits, far
 
 # %% ../nbs/06b_inference.ipynb #08bleanc010
 def _backbone_key(model):

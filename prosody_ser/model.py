@@ -55,6 +55,7 @@ class ProsodySERConfig(PretrainedConfig):
                  max_seconds=30.0,       # longer utterances are encoded in overlapping chunks
                  spec_augment=True,      # mask time and frequency while training
                  emotion_temperature=1.0, # divides the emotions' logits; fitted on validation after training
+                 norm_temperature=None,  # the same for answers relative to a speaker; None: as alone
                  usual=None,             # dict: what recordings are like, from usual_of; None: not known
                  speaker_norm=False,     # hear emotions relative to the speaker's mean, where that is known
                  emotion_indices=None,   # an index of a manifest means the class there; None: not recorded
@@ -64,10 +65,11 @@ class ProsodySERConfig(PretrainedConfig):
         self.alphas, self.alpha_mode = {"ser": 1.0, "asr": 0.1, "prosody": 0.1} | (alphas or {}), alpha_mode
         self.vocab_size, self.blank_id, self.ctc = vocab_size, blank_id, CTC_DEFAULTS | (ctc or {})
         self.layer_mix, self.pooling, self.spec_augment = layer_mix, pooling, spec_augment
-        self.ser, self.head_dropout, self.emotion_temperature = ser or {}, head_dropout, emotion_temperature
-        self.prosody_alignment, self.prosody_pos_weight = prosody_alignment, prosody_pos_weight
-        self.whisper_tail_seconds, self.max_seconds = whisper_tail_seconds, max_seconds
-        self.emotion_indices, self.usual, self.speaker_norm = emotion_indices, usual, speaker_norm
+        self.emotion_temperature, self.norm_temperature = emotion_temperature, norm_temperature
+        self.ser, self.usual, self.emotion_indices = ser or {}, usual, emotion_indices
+        self.head_dropout, self.max_seconds, self.speaker_norm = head_dropout, max_seconds, speaker_norm
+        self.whisper_tail_seconds, self.prosody_alignment = whisper_tail_seconds, prosody_alignment
+        self.prosody_pos_weight = prosody_pos_weight
         super().__init__(**kwargs)
 
 # %% ../nbs/06_model.ipynb #c009
@@ -282,10 +284,8 @@ class ProsodySEROutput(ModelOutput):
 class _SpeechModel(PreTrainedModel):
     "Part of `ProsodySER`: its modules, and how it is saved."
     config_class, output_class = ProsodySERConfig, ProsodySEROutput    # the latter with a subclass's fields
-    main_input_name = "audio"
-    supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False
-    _supports_sdpa = True
+    main_input_name, accepts_loss_kwargs = "audio", False
+    supports_gradient_checkpointing, _supports_sdpa = True, True
 
     def __init__(self, config, encoder=None):
         super().__init__(config)
@@ -565,8 +565,7 @@ def memory_estimate(
     adapters = lora_rank * layers * (10 * H + 2 * F)
     trained = heads + (0 if freeze_backbone else adapters if lora_rank else n)
     rows = max(1, min(batch_size, int(10 * batch_size / seconds)))
-    if lora_rank:
-        size = size._replace(front=0)                                         # frozen, and nothing before it
+    size = size._replace(front=0) if lora_rank else size                      # frozen, and nothing before it
     chunk, frames = min(seconds, 30), rows * seconds * rate                   # longer ones come in chunks
     again = rows * seconds > 4 * chunk and seconds > chunk                    # chunks are computed again
     alive = rows * chunk * rate if again else frames                          # frames with activations
@@ -576,8 +575,8 @@ def memory_estimate(
                  gradients=4 * trained, optimizer=8 * trained,
                  activations=alive * (kept + 8 * (layers + 1) * H) + frames * 48 * H)
     stays, forward = parts["weights"] + parts["optimizer"], parts["copies"] + parts["activations"]
-    total = stays + max(forward, parts["gradients"])              # activations go as the gradients come
-    return {k: float(v) for k, v in (parts | dict(total=total)).items()}
+    parts["total"] = stays + max(forward, parts["gradients"])     # activations go as the gradients come
+    return {k: float(v) for k, v in parts.items()}
 
 # %% ../nbs/06_model.ipynb #9e12fd0e
 def memory_table(

@@ -9,12 +9,21 @@ __all__ = ['OnnxError', 'OnnxPredictor']
 import json
 from copy import copy
 from pathlib import Path
+from types import SimpleNamespace
 from zipfile import BadZipFile
 
 import numpy as np
 
+from prosody_ser.confidence import (
+    check_abstain,
+    emotion_answer,
+    scaled,
+    speaker_shift,
+    unusual,
+    warn_unmeasured,
+)
+
 from .audio import SAMPLING_RATE, load_samples
-from .confidence import check_abstain, emotion_answer, speaker_shift, unusual, warn_unmeasured
 from .data import cut_in_chunks
 from .tokenizer import SentencePieceTokenizer, given_words
 
@@ -251,7 +260,7 @@ def _read_arrays(file):
 # %% ../nbs/06f_onnx.ipynb #pred2
 class _Heads:
     "Part of `OnnxPredictor`: what is read from the hidden states of one recording."
-    shift = 0.0                                   # (C,) taken off the emotions' logits: how a speaker sounds
+    shift = None                                  # (C,) taken off the emotions' logits: how a speaker sounds
 
     def _emotion_logits(self, hidden):  # (T, H) -> (C,), [distance] or []
         (z,), *distance = self._run("ser", hidden[None], np.array([len(hidden)]))
@@ -261,7 +270,7 @@ class _Heads:
         "The emotion and the probability of each, where there is a head; and what is unusual."
         if hidden is None: return dict(unusual=unusual(samples))
         z, distance = self._emotion_logits(hidden)
-        z, usual = (z - self.shift) / self.about["emotion_temperature"], self.about.get("usual")
+        z, usual = scaled(z, self.shift, SimpleNamespace(**self.about)), self.about.get("usual")
         p = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
         found = emotion_answer(p, self.about["emotions"], self.abstain)
         return found | dict(unusual=unusual(samples, distance[0][0] if distance else None, usual))

@@ -64,7 +64,7 @@ from .audio import hear_all
 from .audit import audit, summary
 from .backbones import encoder_config, return_freed_memory
 from .batches import SpeechDataset, perturbation_speeds
-from .confidence import heard_twice, usual_of
+from .confidence import norm_fault, relative_rows, remember, usual_of, voice_of
 from .corpora import LABELS, check_labels, common_folder, corpora_text, named_files, read_splits
 from .data import describe, emotion_names, read_manifest, rows_digest, write_manifest
 from .decoding import WordLM, check_lm, decoder_options
@@ -115,8 +115,8 @@ def load_splits(
     log_main("\n".join(filter(None, [describe(splits, names, seconds), corpora_text(splits)])))
     if found := summary(audit(splits, names=names, heard=heard), notes=False):
         log_main(f"{found}\n(prosody-ser audit tells more, with lines and cures)")
-    if config.speaker_norm and not heard_twice(splits["val"]):
-        log_main("without effect, since validation has no speaker with two rows: --speaker_norm")
+    if config.speaker_norm and (fault := norm_fault((voice_of(u), u.emotion) for u in splits["val"])):
+        log_main(f"--speaker_norm, validation: {fault}")
     base = one_folder(config.audio_base_path)
     return {s: SpeechDataset(rows, base, names, seconds[s]) for s, rows in splits.items()}
 
@@ -385,22 +385,21 @@ def _refit(config, data, tokenizer, history):
     return history
 
 # %% ../nbs/09b_training.ipynb #c029
-def _set_confidence(folder, model, temperature, usual):
-    "Tell a model and its folder what they are sure by, in one step: whoever is killed leaves a whole file."
-    model.config.emotion_temperature, model.config.usual = temperature, usual
-    write_whole(Path(folder)/"config.json", model.config.to_json_string())
-
 def _calibrate_run(config, model, data, **how):
     "Fit on validation, with the model that has not learned these rows, how sure it is; what calibrate found."
     run = Run(config.save_dir)
     judge = load_checkpoint(run.selected_model) if config.refit else model
     val = _cached_dataset(config, judge, data["val"]) if config.feature_cache else data["val"]
     logits, distances = predict_emotions(judge, val, **how)
-    found, usual = calibrate(logits, val.emotions), usual_of(distances, data["train"].seconds)
-    _set_confidence(run.best_model, model, found["temperature"], usual)
+    found, normed = calibrate(logits, val.emotions), calibrate(*relative_rows(logits, val, judge))
+    norm = None if "why" in normed else normed["temperature"]
+    known = dict(emotion_temperature=found["temperature"], norm_temperature=norm,
+                 usual=usual_of(distances, data["train"].seconds))
+    remember(run.best_model, model, **known)
     if config.refit:
-        _set_confidence(run.selected_model, judge, found["temperature"], usual)
-    return found
+        remember(run.selected_model, judge, **known)
+    return normed if config.speaker_norm and norm else found
+
 
 # %% ../nbs/09b_training.ipynb #test2
 def _report_settings(config, model, history, calibration):

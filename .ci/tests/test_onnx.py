@@ -48,7 +48,7 @@ def speech(seconds, seed=0):
 @pytest.fixture(scope="module", params=SMALL)
 def exported(request, made, tmp_path_factory):  # noqa: F811
     """A small random model of each family, whose CTC places words, in PyTorch and in ONNX."""
-    model = small_model(made, request.param, max_seconds=3.0, emotion_temperature=2.5, usual=dict(distance=1.0, seconds=0.2), whisper_tail_seconds=0.5 if request.param == "whisper" else 0.0)
+    model = small_model(made, request.param, max_seconds=3.0, emotion_temperature=2.5, norm_temperature=0.8, usual=dict(distance=1.0, seconds=0.2), whisper_tail_seconds=0.5 if request.param == "whisper" else 0.0)
     model.asr_nats.fill_(0.0)
     folder = tmp_path_factory.mktemp("onnx") / request.param
     about = export_onnx(model, folder)

@@ -8,8 +8,8 @@ from conftest import read, write
 
 import prosody_ser as ps
 from prosody_ser.batches import SpeechDataset
-from prosody_ser.confidence import speaker_normalised
-from prosody_ser.config import ConfigError
+from prosody_ser.confidence import relative_rows, speaker_normalised
+from prosody_ser.config import ConfigError, TrainConfig
 from prosody_ser.data import Utterance
 from prosody_ser.evaluate import compare_models, evaluate_model
 from prosody_ser.inference import Predictor, predict, predict_emotions
@@ -58,7 +58,9 @@ def test_the_right_logits(run, test_set):
         wanted[rows] -= rows.sum() / (rows.sum() + 10) * (alone[rows].mean(0) - model.ser.out[-1].bias.detach().numpy())
     for batch_size in (1, 4):
         assert np.allclose(logits_of(predict(model, data, batch_size, "greedy")), wanted, atol=1e-4)
-    assert np.allclose(predict_emotions(model, data)[0], wanted, atol=1e-4)       # what the temperature is fitted on
+    raw = predict_emotions(model, data)[0]
+    assert np.allclose(raw, alone, atol=1e-4)                                      # what the two temperatures are fitted on
+    assert np.allclose(relative_rows(raw, data, model)[0], wanted, atol=1e-4)
 
 
 def test_the_mean_of_its_features_is_what_goes(run, test_set):
@@ -88,6 +90,68 @@ def test_evaluation_both_ways(run, corpus):
     lines = [line for line in compare_models(on.records, off.records).splitlines() if line.startswith(("| UA of each", "| UA with"))]
     assert len(lines) == 2 and all("+0.000" in line for line in lines)              # two ways of one model: like with like
     assert [r["predicted_alone"] for r in on.records] == [r["predicted_emotion"] for r in off.records]
+
+
+def softmax(x):
+    return np.exp(x) / np.exp(x).sum(-1, keepdims=True)
+
+
+def test_each_kind_of_answer_has_its_temperature(run, corpus, test_set, command, tmp_path):
+    """The normalised answers are divided by their own temperature, those of an utterance alone by theirs: by every way to an answer."""
+    data, model = test_set[1], load_checkpoint(run.best_model)
+    model.config.emotion_temperature, model.config.norm_temperature = 4.0, 0.5
+    model.save_pretrained(tmp_path / "model")
+    alone = logits_of(predict(model, data, 4, "greedy", speaker_norm=False))
+    relative = speaker_normalised(alone, data.utterances, model.ser.centre)
+    for on, logits, t in ((False, alone, 4.0), (None, relative, 0.5)):
+        chances = [[*r["probabilities"].values()] for r in predict(model, data, 4, "greedy", speaker_norm=on)]
+        assert np.allclose(chances, softmax(logits / t), atol=1e-3)
+    first = Predictor(tmp_path / "model", "cpu", "greedy")
+    rows = [i for i, u in enumerate(data.utterances) if u.speaker == data.utterances[0].speaker]
+    files = [corpus / data.utterances[i].audio_filepath for i in rows]
+    for predictor, logits, t in ((first, alone, 4.0), (first.for_speaker(files), relative, 0.5)):
+        assert np.allclose([[*predictor(f).probabilities.values()] for f in files], softmax(logits[rows] / t), atol=1e-3)
+    for more, logits, t in (([], alone, 4.0), (["--speaker_norm", "rows"], relative, 0.5)):
+        out = tmp_path / f"out{len(more)}"
+        assert command("predict", tmp_path / "model", corpus / "test.jsonl", "--decode_method", "greedy", "--out", out, *more)[0] == 0
+        assert np.allclose([[*r["probabilities"].values()] for r in read(out / "predictions.jsonl")], softmax(logits / t), atol=1e-3)
+
+
+def test_both_temperatures_are_fitted(corpus, tmp_path):
+    """On validation, each on its own kind of answer, whatever the setting; where no speaker comes twice there is one."""
+    from prosody_ser.evaluation import calibrate
+    from prosody_ser.train import _calibrate_run
+    more = dict(audio_base_path=corpus, save_dir=tmp_path / "run", **SETTINGS)
+    run = ps.train(*(corpus / f"{s}.jsonl" for s in ("train", "val")), **more)
+    model = load_checkpoint(run.best_model)
+    rows = [Utterance(u.audio_filepath, u.words, u.prosody_annotations, u.emotion, speaker=str(i % 3))
+            for i, u in enumerate(3 * list(ps.read_manifest(corpus / "train.jsonl")))]
+    names = [model.config.id2label[i] for i in range(2)]
+    rng = np.random.default_rng(0)
+    for u in rows[::3]:
+        u.emotion = names[rng.integers(2)]                                         # mistakes to learn from
+    data = SpeechDataset(rows, corpus, names)
+    for on in (False, True):
+        config = TrainConfig("-", "-", "-", save_dir=str(tmp_path / "run"), speaker_norm=on)
+        found = _calibrate_run(config, model, dict(train=data, val=data))
+        raw = predict_emotions(model, data)[0]
+        alone, relative = calibrate(raw, data.emotions), calibrate(*relative_rows(raw, data, model))
+        known = json.loads((run.best_model / "config.json").read_text())
+        assert (known["emotion_temperature"], known["norm_temperature"]) == (alone["temperature"], relative["temperature"])
+        assert found == (relative if on else alone) and alone["temperature"] != relative["temperature"]
+    lonely = SpeechDataset([Utterance(u.audio_filepath, u.words, emotion=u.emotion) for u in rows], corpus, names)
+    _calibrate_run(config, model, dict(train=lonely, val=lonely))
+    assert load_checkpoint(run.best_model).config.norm_temperature is None
+
+
+def test_speakers_of_one_emotion_are_told(corpus, tmp_path, capsys):
+    """Where each speaker shows one emotion, the setting takes it for the voice: training and reports say so."""
+    from prosody_ser.train import load_splits
+    rows = read(corpus / "val.jsonl")
+    write(tmp_path / "val.jsonl", [r | dict(speaker=f"val {r['emotion']}") for r in rows])
+    manifests = dict(train_jsonl=str(corpus / "train.jsonl"), val_jsonl=str(tmp_path / "val.jsonl"))
+    load_splits(TrainConfig(audio_base_path=str(corpus), save_dir=str(tmp_path / "x"), speaker_norm=True, **manifests))
+    assert f"{len(rows)} of {len(rows)} utterances are of speakers who show one emotion" in capsys.readouterr().out
 
 
 def test_rows_without_speakers(run, corpus):
@@ -193,7 +257,7 @@ def test_told_where_it_has_no_effect(corpus, tmp_path, capsys):
     for split in ("train", "val"):
         write(tmp_path / f"{split}.jsonl", [{k: v for k, v in r.items() if k != "speaker"} for r in read(corpus / f"{split}.jsonl")])
     ps.train(tmp_path / "train.jsonl", tmp_path / "val.jsonl", audio_base_path=corpus, save_dir=tmp_path / "run", speaker_norm=True, **SETTINGS | dict(num_epochs=1))
-    assert "validation has no speaker with two rows: --speaker_norm" in capsys.readouterr().out
+    assert "--speaker_norm, validation: without effect, since no speaker comes twice" in capsys.readouterr().out
 
 
 def test_two_corpora_may_name_their_speakers_alike():
