@@ -14,16 +14,9 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from prosody_ser.confidence import (
-    check_abstain,
-    emotion_answer,
-    scaled,
-    speaker_shift,
-    unusual,
-    warn_unmeasured,
-)
-
+from . import confidence
 from .audio import SAMPLING_RATE, load_samples
+from .confidence import check_abstain, emotion_answer, speaker_shift, unusual, warn_unmeasured
 from .data import cut_in_chunks
 from .tokenizer import SentencePieceTokenizer, given_words
 
@@ -270,10 +263,11 @@ class _Heads:
         "The emotion and the probability of each, where there is a head; and what is unusual."
         if hidden is None: return dict(unusual=unusual(samples))
         z, distance = self._emotion_logits(hidden)
-        z, usual = scaled(z, self.shift, SimpleNamespace(**self.about)), self.about.get("usual")
+        z = confidence.scaled(z, self.shift, SimpleNamespace(**self.about))
         p = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
         found = emotion_answer(p, self.about["emotions"], self.abstain)
-        return found | dict(unusual=unusual(samples, distance[0][0] if distance else None, usual))
+        far = distance[0][0] if distance else None
+        return found | dict(unusual=unusual(samples, far, self.about.get("usual")))
 
     def _transcript(self, logits, words):  # _Logits or None, the words that are given or None
         "Token ids, the word of each token, and the words; None without a decoder."
