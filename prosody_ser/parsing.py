@@ -13,6 +13,7 @@ import re
 import sys
 from ast import literal_eval
 from dataclasses import fields
+from functools import partial
 from types import UnionType
 from typing import get_args, get_origin
 
@@ -53,7 +54,7 @@ def _add_setting(parser, f):
     if default not in (None, []) and default is not False:
         shown = " ".join(map(str, default)) if listed else default
         help += f" (default: {shown})"
-    options = dict(help=help, choices=f.metadata.get("choices"), type=_yes_or_no if kind is bool else kind)
+    options = dict(help=help, choices=f.metadata.get("choices"), type=partial(_read, kind))
     if listed:
         options["nargs"] = "+"
     if f.metadata.get("positional"):
@@ -167,6 +168,14 @@ def _yes_or_no(text):
     text = str(text).lower()
     if text not in _TRUE + _FALSE: raise ValueError
     return text in _TRUE
+
+# %% ../nbs/01b_parsing.ipynb #8d5a72a4
+def _read(kind, text):
+    "A value of the command line in its type. Raises what a parser puts in words."
+    try:
+        return _yes_or_no(text) if kind is bool else kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {_TYPE_NAMES[kind]}.") from None
 
 # %% ../nbs/01b_parsing.ipynb #fromparameters
 def from_parameters(
