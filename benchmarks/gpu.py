@@ -363,12 +363,6 @@ def use_tf32(products, convolutions):
 
 # --- training -----------------------------------------------------------------------------------------
 
-def compile_layers(backbone, backend):
-    "As `--torch_compile` of the package does; its room needs packages that a bare environment lacks."
-    for layer in getattr(backbone.encoder, "encoder", backbone.encoder).layers:
-        layer.compile(dynamic=True, backend=backend)
-
-
 class Training:
     "A model, its optimiser, and a step as the package's Trainer takes it, each batch a step of its own."
     def __init__(self, size, V, device, dtype, way="full", aligned=False, compiled=False, **options):
@@ -389,7 +383,8 @@ class Training:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-5, weight_decay=0.01, fused=True)
         self.scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
         if compiled:                                        # the toy does not wait for a C++ compiler
-            compile_layers(self.model.backbone, "inductor" if device == "cuda" else "aot_eager")
+            from prosody_ser.backbones import compile_layers
+            compile_layers(self.model.backbone, backend="inductor" if device == "cuda" else "aot_eager")
 
     def loss(self, batch):
         "The weighted loss, in 16 bits where they are asked for."

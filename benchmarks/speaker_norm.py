@@ -57,6 +57,8 @@ def at_its_temperatures(run):
     from prosody_ser.data import Utterance
     from prosody_ser.evaluation import fit_temperature, read_predictions
 
+    if (run / "selected_model").exists():
+        raise SystemExit(f"{run}: was made with --refit. Give a cross-validation without.")
     with safe_open(run / "best_model" / "model.safetensors", "np") as weights:
         centre = weights.get_tensor("ser.out.1.bias")
     split = {}

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
+from types import MethodType
 
 import torch
 import torch.nn.functional as F
@@ -491,3 +492,30 @@ class Backbone(_Encoding):
         many = len(x) * x.shape[-1] > 4 * longest                                    # a few are worth keeping
         encode = _recomputed(encode) if many and self.training and torch.is_grad_enabled() else encode
         return _encode_in_chunks(encode, x, n, size, self.frame_rate, self.stride)
+
+# %% ../nbs/03_backbones.ipynb #95dee382
+_CASES = 32                                # a compiled layer may have; PyTorch's 8 are too few with LoRA
+
+def _remove_attention_hooks(layer):
+    "Remove what would collect attention weights."
+    for module in (m for m in layer.modules() if m is not layer):
+        for key, hook in list(module._forward_hooks.items()):
+            if getattr(hook, "__name__", "") == "output_capturing_hook":
+                del module._forward_hooks[key]
+
+def compile_layers(
+    backbone, # Backbone
+    **options, # of torch.compile
+):
+    "Compile the layers of the encoder for any length; weights keep their names, copies are compiled, too."
+    torch._dynamo.config.recompile_limit = max(_CASES, torch._dynamo.config.recompile_limit)
+    if not backbone.log_mel:               # Whisper's states are collected without hooks
+        from transformers.utils.output_capturing import maybe_install_capturing_hooks
+        maybe_install_capturing_hooks(backbone.encoder)
+    compiled = {}
+    for layer in getattr(backbone.encoder, "encoder", backbone.encoder).layers:   # XLS-R's are a level deeper
+        _remove_attention_hooks(layer)
+        kind = type(layer)
+        if kind not in compiled:
+            compiled[kind] = torch.compile(kind.forward, dynamic=True, **options)
+        layer.forward = MethodType(compiled[kind], layer)

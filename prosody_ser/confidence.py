@@ -9,6 +9,7 @@ __all__ = ['UNSURE', 'check_abstain', 'emotion_answer', 'usual_of', 'unusual']
 import warnings
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -209,19 +210,21 @@ def remember(
 
 # %% ../nbs/05d_confidence.ipynb #92b0aadc
 def norm_fault(
-    rows, # (voice, emotion) of each utterance; None: not known
-) -> str: # empty if there is none
-    "Why speaker norm does nothing, or harm, for these utterances."
-    rows = [row for row in rows if row[0] is not None]
-    times, shown = Counter(voice for voice, _ in rows), {}
-    for voice, emotion in rows:
-        if times[voice] > 1 and emotion is not None:
-            shown.setdefault(voice, Counter())[emotion] += 1
-    if max(times.values(), default=0) < 2: return "without effect, since no speaker comes twice"
-    counts = [(max(c.values()), sum(c.values())) for c in shown.values()]
-    one_sided, all_rows = sum(n for most, n in counts if most > .8 * n), sum(n for _, n in counts)
-    if 2 * one_sided <= all_rows: return ""
-    return (f"{one_sided} of {all_rows} utterances are of speakers who show one emotion nearly always: it is "
+    utterances, # (N,)
+    emotions,   # (N,) None or -100 where not known
+) -> str:       # empty if there is none
+    "Why speaker norm does nothing, or may do harm, for these utterances."
+    again, shown = heard_again(utterances), {}
+    if not again.any(): return "without effect, since no speaker comes twice"
+    for u, emotion, here in zip(utterances, emotions, again, strict=True):
+        if here and emotion not in (None, -100):
+            shown.setdefault(voice_of(u), Counter())[emotion] += 1
+    counts = [c for c in shown.values() if c.total() > 2]               # fewer labels say nothing of a voice
+    one_sided = [c for c in counts if max(c.values()) > .8 * c.total()]
+    alike = len(one_sided) == len(counts) and len({max(c, key=c.get) for c in one_sided}) < 2
+    part, whole = sum(c.total() for c in one_sided), sum(c.total() for c in counts)
+    if alike or 2 * part <= whole: return ""                            # the same emotion: no mark of a voice
+    return (f"{part} of {whole} utterances are of speakers who show one emotion nearly always: it may be "
             "taken for their voice. Compare with UA of each utterance alone")
 
 def norm_as_used(
@@ -230,7 +233,8 @@ def norm_as_used(
 ) -> dict:    # speaker_norm, where it was on and did nothing or harm
     "What a report should say of speaker norm instead of its setting."
     if not settings.get("speaker_norm"): return {}
-    def voice(r):
-        return None if r.get("speaker") is None else (r.get("corpus"), name_key(r["speaker"]))
-    fault = norm_fault((voice(r), r.get("emotion")) for r in records)
+    who = [SimpleNamespace(speaker=r.get("speaker"), corpus=r.get("corpus")) for r in records]
+    fault = norm_fault(who, [r.get("emotion") for r in records])
+    if not fault and not any("predicted_alone" in r for r in records):
+        fault = "without effect, since the model has no emotion head that can"
     return dict(speaker_norm=fault) if fault else {}

@@ -282,7 +282,7 @@ class _OptimiserSettings:
     gradient_checkpointing: bool = setting(False, "compute activations twice to save memory")
     use_amp: bool = setting(True, "16-bit arithmetic where the GPU has it: bf16, else fp16")
     cpu_bf16: bool = setting(False, "without a GPU: bf16 on a processor that has it (AVX-512 BF16 or AMX)")
-    torch_compile: bool = setting(False, "compile the layers for a GPU; the first steps take a minute")
+    torch_compile: bool = setting(False, "compile the backbone's layers for a GPU; the first steps are slow")
     spec_augment: bool = setting(True, "mask stretches of time and frequency while training")
     speed_perturb: float = setting(
         0.0, "0.1: train at 0.9, 1 or 1.1 times the speed (Ko et al. 2015); 0: off")

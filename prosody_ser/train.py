@@ -64,7 +64,7 @@ from .audio import hear_all
 from .audit import audit, summary
 from .backbones import encoder_config, return_freed_memory
 from .batches import SpeechDataset, perturbation_speeds
-from .confidence import norm_fault, relative_rows, remember, usual_of, voice_of
+from .confidence import heard_again, norm_fault, relative_rows, remember, usual_of
 from .corpora import LABELS, check_labels, common_folder, corpora_text, named_files, read_splits
 from .data import describe, emotion_names, read_manifest, rows_digest, write_manifest
 from .decoding import WordLM, check_lm, decoder_options
@@ -73,7 +73,7 @@ from .evaluation import calibrate
 from .heads import class_weights, log_prior
 from .hub import model_card
 from .inference import CachedDataset, FeatureCache, cache_folder, predict, predict_emotions
-from .labels import some_class
+from .labels import emotion_ids, some_class
 from .model import add_lora, create_model, load_checkpoint, save_pt
 from .parsing import from_parameters
 from .selection import can_be_scored, choice_text, floor_warnings, out_of_patience
@@ -115,7 +115,7 @@ def load_splits(
     log_main("\n".join(filter(None, [describe(splits, names, seconds), corpora_text(splits)])))
     if found := summary(audit(splits, names=names, heard=heard), notes=False):
         log_main(f"{found}\n(prosody-ser audit tells more, with lines and cures)")
-    if config.speaker_norm and (fault := norm_fault((voice_of(u), u.emotion) for u in splits["val"])):
+    if config.speaker_norm and (fault := norm_fault(splits["val"], emotion_ids(splits["val"], names))):
         log_main(f"--speaker_norm, validation: {fault}")
     base = one_folder(config.audio_base_path)
     return {s: SpeechDataset(rows, base, names, seconds[s]) for s, rows in splits.items()}
@@ -398,7 +398,8 @@ def _calibrate_run(config, model, data, **how):
     remember(run.best_model, model, **known)
     if config.refit:
         remember(run.selected_model, judge, **known)
-    return normed if config.speaker_norm and norm else found
+    relative = config.speaker_norm and heard_again(data.get("test", val).utterances).any()
+    return normed if norm and relative else found
 
 
 # %% ../nbs/09b_training.ipynb #test2
@@ -409,8 +410,7 @@ def _report_settings(config, model, history, calibration):
     found = given | dict(heads=config.tasks, decoding={k: getattr(config, k) for k in DECODING_SETTINGS},
                          selected_by=metric, best_epoch=best["epoch"], best_validation=best[metric],
                          choice=choice_text(history), speaker_norm=config.speaker_norm)
-    if calibration:
-        found["calibration"] = calibration
+    found |= dict(calibration=calibration) if calibration else {}
     if config.refit:
         found["refit_rows"] = history["refit"]["rows"]
     if config.alpha_mode != "fixed":

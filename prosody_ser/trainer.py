@@ -21,7 +21,7 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import ProgressCallback, TrainerState
 
 from .audio import SAMPLING_RATE
-from .backbones import unreadable
+from .backbones import compile_layers, unreadable
 from .batches import DrawOne, batches_by_length, loader_workers, train_batches
 from .confidence import with_speaker_norm
 from .config import ConfigError, TrainingError
@@ -505,16 +505,6 @@ class _Sharding:
         if self._shards_in_16_bits(): return self.accelerator.autocast()
         return super().autocast_smart_context_manager(cache_enabled)
 
-# %% ../nbs/09_trainer.ipynb #58a62400
-def _compile_layers(
-    backbone,       # Backbone
-    **options,      # of torch.compile
-):
-    "Compile each layer of the encoder for any length; weights keep their names."
-    encoder = getattr(backbone.encoder, "encoder", backbone.encoder)       # XLS-R's layers are a level deeper
-    for layer in encoder.layers:
-        layer.compile(dynamic=True, **options)
-
 # %% ../nbs/09_trainer.ipynb #resume2
 @contextmanager
 def _read_safely(checkpoint):
@@ -583,6 +573,8 @@ class MTLTrainer(_DurationBatches, _LearningRates, _FiniteLoss, InHalves, _Gradi
 def _check_sharding(trainer, config):
     "Raise `ConfigError` for a kind of sharded training that does not work."
     if not trainer.is_fsdp_enabled: return
+    if config.torch_compile:
+        raise ConfigError("--torch_compile and FSDP do not go together. Leave one of them out.")
     if not trainer.accelerator.is_fsdp2:
         raise ConfigError("FSDP's first version is not supported: say fsdp_version: 2 in the configuration, "
                           "as examples/hpc/fsdp.yaml does.")
@@ -601,7 +593,7 @@ def build_trainer(
     if config.torch_compile and config.feature_cache:
         log_main("--torch_compile has nothing to compile: the features of the backbone are stored")
     elif config.torch_compile:
-        _compile_layers(model.backbone)
+        compile_layers(model.backbone)
     trainer = trainer_class(config, model, data, until)
     _check_sharding(trainer, config)
     for bar in (ProgressCallback, DEFAULT_PROGRESS_CALLBACK):

@@ -133,12 +133,13 @@ def test_both_temperatures_are_fitted(corpus, tmp_path):
     data = SpeechDataset(rows, corpus, names)
     for on in (False, True):
         config = TrainConfig("-", "-", "-", save_dir=str(tmp_path / "run"), speaker_norm=on)
-        found = _calibrate_run(config, model, dict(train=data, val=data))
+        found = _calibrate_run(config, model, dict(train=data, val=data, test=data))
         raw = predict_emotions(model, data)[0]
         alone, relative = calibrate(raw, data.emotions), calibrate(*relative_rows(raw, data, model))
         known = json.loads((run.best_model / "config.json").read_text())
         assert (known["emotion_temperature"], known["norm_temperature"]) == (alone["temperature"], relative["temperature"])
         assert found == (relative if on else alone) and alone["temperature"] != relative["temperature"]
+    assert _calibrate_run(config, model, dict(train=data, val=data, test=SpeechDataset(rows[:1], corpus, names))) == alone    # of its answers
     lonely = SpeechDataset([Utterance(u.audio_filepath, u.words, emotion=u.emotion) for u in rows], corpus, names)
     _calibrate_run(config, model, dict(train=lonely, val=lonely))
     assert load_checkpoint(run.best_model).config.norm_temperature is None
@@ -150,6 +151,10 @@ def test_speakers_of_one_emotion_are_told(corpus, tmp_path, capsys):
     rows = read(corpus / "val.jsonl")
     write(tmp_path / "val.jsonl", [r | dict(speaker=f"val {r['emotion']}") for r in rows])
     manifests = dict(train_jsonl=str(corpus / "train.jsonl"), val_jsonl=str(tmp_path / "val.jsonl"))
+    load_splits(TrainConfig(audio_base_path=str(corpus), save_dir=str(tmp_path / "x"), speaker_norm=True, **manifests))
+    assert f"{len(rows)} of {len(rows)} utterances are of speakers who show one emotion" in capsys.readouterr().out
+    soft = [r | dict(emotion={r["emotion"]: 0.9, {"joy": "anger", "anger": "joy"}[r["emotion"]]: 0.1}, speaker=f"val {r['emotion']}") for r in rows]
+    write(tmp_path / "val.jsonl", soft)                                            # shares of emotions: the largest counts
     load_splits(TrainConfig(audio_base_path=str(corpus), save_dir=str(tmp_path / "x"), speaker_norm=True, **manifests))
     assert f"{len(rows)} of {len(rows)} utterances are of speakers who show one emotion" in capsys.readouterr().out
 
