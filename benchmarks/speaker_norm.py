@@ -24,17 +24,29 @@ COUNTS = 1, 2, 5, 10, 20, 40
 SKEW = 0.3  # of the Dirichlet distribution of a speaker's emotions: one or two make most of them
 
 
-def read_run(folder):
-    """Logits (N, C) less what the head says of the mean of its training data, classes (N,), speakers (N,)."""
+def labelled(predictions):
+    """The records with an emotion. Their logits must be those of each utterance alone."""
     from prosody_ser.evaluation import read_predictions
 
+    rows = [r for r in read_predictions(predictions) if r["emotion"] is not None]
+    if any("predicted_alone" in r for r in rows):
+        raise SystemExit(f"{predictions}: was made with --speaker_norm. Give a cross-validation without.")
+    return rows
+
+
+def centre_of(run):
+    """(C,): what the head says of the mean of its training data, of the model that validation has heard."""
+    if (run / "selected_model").exists():
+        raise SystemExit(f"{run}: was made with --refit. Give a cross-validation without.")
+    with safe_open(run / "best_model" / "model.safetensors", "np") as weights:
+        return weights.get_tensor("ser.out.1.bias")
+
+
+def read_run(folder):
+    """Logits (N, C) less what the head says of the mean of its training data, classes (N,), speakers (N,)."""
     logits, truth, speakers = [], [], []
     for run in sorted(folder.glob("fold_*/seed_0")):
-        with safe_open(run / "best_model" / "model.safetensors", "np") as weights:
-            centre = weights.get_tensor("ser.out.1.bias")
-        rows = [r for r in read_predictions(run) if r["emotion"] is not None]
-        if any("predicted_alone" in r for r in rows):
-            raise SystemExit(f"{run}: was made with --speaker_norm. Give a cross-validation without.")
+        centre, rows = centre_of(run), labelled(run)
         names = sorted(rows[0]["emotion_logits"])
         for r in rows:
             logits.append([r["emotion_logits"][n] for n in names] - centre[_order(r, names)])
@@ -55,15 +67,11 @@ def at_its_temperatures(run):
 
     from prosody_ser.confidence import speaker_normalised
     from prosody_ser.data import Utterance
-    from prosody_ser.evaluation import fit_temperature, read_predictions
+    from prosody_ser.evaluation import fit_temperature
 
-    if (run / "selected_model").exists():
-        raise SystemExit(f"{run}: was made with --refit. Give a cross-validation without.")
-    with safe_open(run / "best_model" / "model.safetensors", "np") as weights:
-        centre = weights.get_tensor("ser.out.1.bias")
-    split = {}
+    centre, split = centre_of(run), {}
     for part, file in (("val", run / "validation_predictions.jsonl"), ("test", run)):
-        rows = [r for r in read_predictions(file) if r["emotion"] is not None]
+        rows = labelled(file)
         logits = np.array([[*r["emotion_logits"].values()] for r in rows])
         truth = np.array([list(r["emotion_logits"]).index(r["emotion"]) for r in rows])
         who = [Utterance("", speaker=r["speaker"]) for r in rows]

@@ -134,14 +134,21 @@ def _softmax(x):  # (C,)
     p = np.exp(x - x.max())
     return p / p.sum()
 
+def temperature_of(
+    config,   # of a model
+    relative, # whether the answer is relative to the speaker
+) -> float:
+    "What the logits are divided by; for both kinds of answers the same where a model knows only one."
+    return relative and config.norm_temperature or config.emotion_temperature
+
 def scaled(
     logits, # (..., C)
     shift,  # (C,) from speaker_shift; None: of each utterance alone
-    config, # has emotion_temperature, and norm_temperature where answers relative to a speaker have their own
+    config, # of the model
 ):          # (..., C)
     "What the probabilities are the softmax of."
-    if shift is None: return logits / config.emotion_temperature
-    return (logits - shift) / (getattr(config, "norm_temperature", None) or config.emotion_temperature)
+    relative = shift is not None
+    return (logits - shift if relative else logits) / temperature_of(config, relative)
 
 def relative_answer(
     logits,  # (C,) of an utterance
@@ -177,16 +184,13 @@ def with_speaker_norm(
     again = heard_again(utterances)
     if centre is None or not again.any(): return records
     logits, names = [[*r["emotion_logits"].values()] for r in records], list(records[0]["emotion_logits"])
-    alone = model.config.emotion_temperature
-    degrees = np.where(again, model.config.norm_temperature or alone, alone)
-    found = [emotion_record(x, names, t)
-             for x, t in zip(speaker_normalised(logits, utterances, centre), degrees, strict=True)]
+    found = [emotion_record(x, names, temperature_of(model.config, relative))
+             for x, relative in zip(speaker_normalised(logits, utterances, centre), again, strict=True)]
     if on or (on is None and model.config.speaker_norm):
         return [r | new | dict(predicted_alone=r["predicted_emotion"])
                 for r, new in zip(records, found, strict=True)]
     return [r | dict(predicted_speaker_norm=new["predicted_emotion"])
             for r, new in zip(records, found, strict=True)]
-
 
 # %% ../nbs/05d_confidence.ipynb #b31cb859
 def relative_rows(
@@ -204,7 +208,7 @@ def remember(
     model,  # ProsodySER
     **known, # fields of its config
 ):
-    "Tell a model and its folder what they are sure by, in one step: whoever is killed leaves a whole file."
+    "Set fields of a model's configuration, and write it to the folder in one step, never half of it."
     vars(model.config).update(known)
     write_whole(Path(folder)/"config.json", model.config.to_json_string())
 

@@ -251,6 +251,8 @@ def _read_arrays(file):
         raise OnnxError(f"{file}: damaged. Copy it again, or export the model again.") from None
 
 # %% ../nbs/06f_onnx.ipynb #pred2
+_OLDER = dict(norm_temperature=None)       # what exports of older versions do not say
+
 class _Heads:
     "Part of `OnnxPredictor`: what is read from the hidden states of one recording."
     shift = None                                  # (C,) taken off the emotions' logits: how a speaker sounds
@@ -263,7 +265,7 @@ class _Heads:
         "The emotion and the probability of each, where there is a head; and what is unusual."
         if hidden is None: return dict(unusual=unusual(samples))
         z, distance = self._emotion_logits(hidden)
-        z = confidence.scaled(z, self.shift, SimpleNamespace(**self.about))
+        z = confidence.scaled(z, self.shift, SimpleNamespace(**_OLDER | self.about))
         p = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
         found = emotion_answer(p, self.about["emotions"], self.abstain)
         far = distance[0][0] if distance else None

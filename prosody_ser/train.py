@@ -401,7 +401,6 @@ def _calibrate_run(config, model, data, **how):
     relative = config.speaker_norm and heard_again(data.get("test", val).utterances).any()
     return normed if norm and relative else found
 
-
 # %% ../nbs/09b_training.ipynb #test2
 def _report_settings(config, model, history, calibration):
     "What stands beside the scores."

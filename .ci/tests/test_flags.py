@@ -286,6 +286,20 @@ def test_one_compiled_layer_serves_all_of_a_family(family, way, monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
 
 
+def test_torch_compile_is_refused_or_told_where_it_cannot_be(corpus, tmp_path, capsys):
+    """Sharded layers have another forward pass; stored features need none."""
+    from types import SimpleNamespace
+
+    from prosody_ser.config import ConfigError
+    from prosody_ser.trainer import _check_sharding
+    sharded = SimpleNamespace(is_fsdp_enabled=True, accelerator=SimpleNamespace(is_fsdp2=True))
+    with pytest.raises(ConfigError, match="--torch_compile and FSDP do not go together"):
+        _check_sharding(sharded, config(corpus, tmp_path, torch_compile=True))
+    _check_sharding(sharded, config(corpus, tmp_path))
+    trace(corpus, tmp_path, torch_compile=True, freeze_backbone=True, feature_cache=str(tmp_path / "cache"))
+    assert "--torch_compile has nothing to compile" in capsys.readouterr().out
+
+
 def test_measuring_shares_in_16_bits_changes_nothing(corpus, tmp_path, monkeypatch):
     """As on a GPU with bf16: shares in the log, and the same weights to the last bit as without."""
     from prosody_ser import trainer
