@@ -286,6 +286,42 @@ def test_one_compiled_layer_serves_all_of_a_family(family, way, monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.parametrize("norm", ["group", "layer"])
+@pytest.mark.parametrize("family", ["wavlm", "hubert"])
+def test_compiled_layers_have_the_same_gradients_and_copies_their_own_weights(family, norm):
+    """With group norm there is no mask, so one case; with layer norm two. No break in either."""
+    import copy
+
+    from torch._dynamo.utils import counters
+    from transformers import AutoConfig
+
+    from prosody_ser.backbones import Backbone, _default_extractor, build_encoder, compile_layers, frame_mask
+    small = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64, conv_dim=[16] * 7, vocab_size=8,
+                 num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2, hidden_dropout=0.0, attention_dropout=0.0, activation_dropout=0.0,
+                 feat_proj_dropout=0.0, layerdrop=0.0, feat_extract_norm=norm, do_stable_layer_norm=norm == "layer")
+    torch._dynamo.reset()
+    counters.clear()
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **small)
+    plain = Backbone(build_encoder(config.to_dict()), _default_extractor(config), spec_augment=False).train()
+    compiled = copy.deepcopy(plain)
+    compile_layers(compiled, backend="aot_eager")
+    for lengths in torch.tensor([[16000, 9000], [20000, 12000], [16000, 16000]]):
+        audio = (torch.randn(2, lengths.max()) * .1).masked_fill(~frame_mask(lengths, lengths.max()), 0.0)
+        found = []
+        for backbone in (plain, compiled):
+            backbone.zero_grad()
+            sum(s.square().mean() for s in backbone(audio, lengths)[0]).backward()
+            found.append(torch.cat([p.grad.flatten() for p in backbone.parameters() if p.grad is not None]))
+        assert (found[0] - found[1]).norm() < 1e-5 * found[0].norm()
+    assert 0 < counters["stats"]["unique_graphs"] <= (1 if norm == "group" else 2) + (family == "wavlm") and not counters["graph_break"]
+    twin = copy.deepcopy(compiled)
+    with torch.no_grad():
+        for p in twin.encoder.parameters():
+            p.mul_(.5)
+        assert (twin(audio, lengths)[0][-1] - compiled(audio, lengths)[0][-1]).abs().max() > 1e-3
+
+
 def test_torch_compile_is_refused_or_told_where_it_cannot_be(corpus, tmp_path, capsys):
     """Sharded layers have another forward pass; stored features need none."""
     from types import SimpleNamespace
