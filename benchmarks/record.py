@@ -23,7 +23,7 @@ import platform
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from hashlib import blake2b
 from pathlib import Path
@@ -35,8 +35,8 @@ from common import CORPORA, PLAIN, commit, heads, prosody_ser, read_json, write_
 from prosody_ser.parsing import RECIPES
 
 SMALL = RECIPES["small"]
-FROZEN = SMALL | dict(freeze_backbone=True, num_epochs=20)
-WAYS = {"frozen": FROZEN, "frozen, refit": FROZEN | dict(refit=True), "fine-tuned": SMALL}
+WAYS = {"frozen": RECIPES["frozen"], "fine-tuned": SMALL}
+USUAL_DECAY = "frozen, usual weight decay"  # of the emotion classifier
 HEADS = {
     ("ser",): "emotion alone",
     ("ser", "asr"): "with transcript",
@@ -87,13 +87,21 @@ def table_rows(corpora, backbones):
         yield from svm.values()
         for backbone in backbones:
             for way, settings in WAYS.items():
-                alone = None
+                others = [svm["refit" in settings].id]
                 for tasks in dict.fromkeys([("ser",), tuple(CORPORA[corpus].heads)]):
-                    others = [svm["refit" in settings].id] + ([alone.id] if alone else [])
                     row = Row("table", corpus, backbone, way, HEADS[tasks], settings | heads(tasks), others)
                     row.seeds = 1 if cost(row) > 1 else 3  # the dearest rows have one
-                    alone = alone or row
+                    if way == "frozen" and tasks == ("ser",):
+                        yield (plain := with_usual_decay(row))
+                        row.against = [*others, plain.id]
+                    others = [*others, row.id]
                     yield row
+
+
+def with_usual_decay(row):
+    """The same row without a weight decay of the emotion classifier's own."""
+    settings = {k: v for k, v in row.settings.items() if k != "ser_weight_decay"}
+    return replace(row, way=USUAL_DECAY, settings=settings)
 
 
 def paper_rows(corpora, backbones):
@@ -129,6 +137,7 @@ ABLATIONS = {
     "rate of the heads 1e-3": dict(head_lr=1e-3),
     "blank penalty 50": dict(ctc_blank_penalty=50),
     "character tokens": dict(tokenizer_type="char", vocab_size=60),
+    "weight decay 3 of the emotion classifier": dict(ser_weight_decay=3.0),
     "best epoch": dict(select_rule="best"),
     "10 epochs": dict(num_epochs=10),
 }
@@ -138,7 +147,7 @@ def ablation_rows(corpora, backbones):
     """One choice changed at a time, frozen, on nEMO."""
     if "nemo" not in corpora or "whisper-tiny" not in backbones:
         return
-    base = WAYS["frozen"] | heads(["ser", "asr"])
+    base = SMALL | dict(freeze_backbone=True, num_epochs=20) | heads(["ser", "asr"])
     plain = Row("ablations", "nemo", "whisper-tiny", "frozen", "as it is", base)
     yield plain
     for name, more in ABLATIONS.items():
@@ -216,8 +225,6 @@ EMODB = ["neutral", "anger", "boredom", "disgust", "fear", "happiness", "sadness
 
 def shared_rows(corpus, folder):
     """The rows of the five emotions, with whole paths and speakers named by their corpus."""
-    from dataclasses import replace
-
     from prosody_ser.data import read_manifest
 
     for manifest in CORPORA[corpus].manifests:

@@ -277,6 +277,7 @@ class _OptimiserSettings:
                                 choices=["linear", "cosine", "constant_with_warmup"])
     warmup_ratio: float = setting(0.1, "share of the steps in which the learning rates rise")
     weight_decay: float = setting(0.01, "AdamW's weight decay")
+    ser_weight_decay: float | None = setting(None, "of the emotion classifier; default: weight_decay")
     max_grad_norm: float = setting(1.0, "gradients are clipped to this norm")
     gradient_accumulation_steps: int = setting(4, "batches added up for one step of the optimiser")
     gradient_checkpointing: bool = setting(False, "compute activations twice to save memory")
@@ -499,7 +500,7 @@ def unused_settings(
     of_study = {f.name for f in fields(_StudySettings)}
     of_transcript = {f.name for f in fields(_CTCSettings)} | set(DECODING_SETTINGS)
     of_emotion = {"class_weights", "logit_adjustment", "focal_gamma", "balanced_sampling", "pooling",
-                  "speaker_norm"}
+                  "speaker_norm", "ser_weight_decay"}
     groups = [(of_emotion, "ser" in on, "the emotion head is off"),
               (of_transcript, "asr" in on, "the transcript head is off"),
               ({"prosody_pos_weight", "prosody_alignment"}, "prosody" in on, "the prominence head is off"),

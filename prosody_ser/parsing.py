@@ -20,15 +20,18 @@ from typing import get_args, get_origin
 from .config import ConfigError, TrainConfig, default_of, is_required
 
 # %% ../nbs/01b_parsing.ipynb #recipe1
+_SMALL = dict(vocab_size=200, backbone_lr=5e-5, head_lr=4e-3, num_epochs=10, early_stopping_patience=0,
+              gradient_accumulation_steps=1, ctc_blank_penalty=0.0)
 RECIPES = {
     "default": {},
-    "small": dict(vocab_size=200, backbone_lr=5e-5, head_lr=4e-3, num_epochs=10, early_stopping_patience=0,
-                  gradient_accumulation_steps=1, ctc_blank_penalty=0.0),
+    "small": _SMALL,
+    "frozen": _SMALL | dict(freeze_backbone=True, num_epochs=20, ser_weight_decay=3.0, refit=True),
     "paper": dict(backbone="xlsr", backbone_path="facebook/wav2vec2-base", use_alpha_ser=True,
                   use_alpha_asr=True, layer_mix=False, pooling="mean", tokenizer_type="char",
                   backbone_lr=5e-5, ctc_entropy_weight=0.0, ctc_blank_penalty=0.0),
 }
-RECIPE_HELP = "settings in one word: small for a few hours of speech, paper for Cai et al. 2021"
+RECIPE_HELP = ("settings in one word: small for a few hours of speech; frozen, the same with a backbone that "
+               "does not learn; paper for Cai et al. 2021")
 
 def apply_recipe(
     settings, # dict: name -> value, and perhaps recipe: name
@@ -38,6 +41,7 @@ def apply_recipe(
     name = settings.pop("recipe", "default")
     if name not in RECIPES: raise ConfigError(f"--recipe {name!r} is not one of {', '.join(RECIPES)}.")
     return RECIPES[name] | settings
+
 
 # %% ../nbs/01b_parsing.ipynb #c012
 def _setting_type(f):

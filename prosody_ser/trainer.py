@@ -85,14 +85,19 @@ def _param_group(
     return "mix" if name.endswith("mix.weight") else "head"
 
 # %% ../nbs/09_trainer.ipynb #c015
-def _optimizer_groups(model, rates, weight_decay):
+_CLASSIFIER = "ser.out.1.weight"                                     # (C, H or 2H)
+
+def _optimizer_groups(model, rates, weight_decay, ser_weight_decay=None):
     "Groups of trainable parameters for AdamW, in the order of rates: the Trainer logs the first one's rate."
     order, groups = list(rates), {}
+    own = {} if ser_weight_decay is None else {_CLASSIFIER: ser_weight_decay}
     for name, p in sorted(model.named_parameters(), key=lambda item: order.index(_param_group(item[0]))):
+        decay = own.get(name, weight_decay) if p.ndim >= 2 else 0.0
         if p.requires_grad:
-            groups.setdefault((_param_group(name), p.ndim >= 2), []).append(p)
-    return [dict(params=ps, lr=rates[part], part=part, weight_decay=weight_decay if is_matrix else 0.0)
-            for (part, is_matrix), ps in groups.items()]
+            groups.setdefault((_param_group(name), p.ndim >= 2, decay), []).append(p)
+    return [dict(params=ps, lr=rates[part], part=part, weight_decay=decay)
+            for (part, _, decay), ps in groups.items()]
+
 
 # %% ../nbs/09_trainer.ipynb #c018
 def _delayed(schedule, wait, total):
@@ -112,7 +117,8 @@ class _LearningRates:
     def create_optimizer(self, model=None):
         "AdamW with the rates of `_param_group`."
         if self.optimizer is None:
-            groups = _optimizer_groups(self.model, self._rates(), self.args.weight_decay)
+            decays = self.args.weight_decay, self.config.ser_weight_decay
+            groups = _optimizer_groups(self.model, self._rates(), *decays)
             self.optimizer = torch.optim.AdamW(groups, fused=True)
         return self.optimizer
 
