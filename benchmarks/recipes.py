@@ -2,9 +2,12 @@
 
     python benchmarks/recipes.py --data NEMO --backbone_path WHISPER_TINY --cpu_bf16
     python benchmarks/recipes.py --data NEMO --backbone_path WHISPER_TINY --read_only --publish FILE.json
+    python benchmarks/recipes.py --corpus emodb --data EMODB --backbone_path WHISPER_BASE \
+      --ways "emotion alone" --folds 0 1 2 3 4 5 6 7 --publish nbs/results/decay.json
 
 Each variant changes the recipe `small` in the settings that it names, and trains some folds of the corpus;
-their test speakers are never scored. Finished runs are read, so it can be broken off and gone on with.
+their test speakers are never scored. Finished runs are read, so it can be broken off and gone on with. The
+published file keeps the rows of other corpora and ways.
 """
 
 import argparse
@@ -36,6 +39,9 @@ VARIANTS = {
         "characters, heads 1e-3": dict(tokenizer_type="char", vocab_size=60, head_lr=1e-3),
         "α 1": dict(alpha_asr=1.0),
     },
+    "emotion alone": {
+        f"weight decay {decay:g}": dict(num_epochs=20, ser_weight_decay=decay) for decay in (0.01, 1, 3, 10)
+    },
 }
 
 
@@ -51,26 +57,32 @@ def train(place, settings):
 def told(way, name, fold, found):
     """A run as a row: the end of its schedule, where the choice of an epoch plays no part."""
     val, minutes = found
-    ua = sum(e["ser/ua"] for e in val[-3:]) / 3
+    means = {k: sum(e[k] for e in val[-3:]) / 3 for k in ("ser/ua", "ser/ua_speaker_norm") if k in val[-1]}
     about = dict(way=way, variant=name, fold=fold, minutes=minutes, rows=val[-1]["ser/n"])
-    return about | {"ser/ua": ua, "asr/wer": val[-1]["asr/wer"]}
+    return about | means | {k: val[-1][k] for k in ("asr/wer",) if k in val[-1]}
 
 
 def runs(args):
     """(way, variant, fold, folder, settings) of every run that is asked for."""
     from prosody_ser.ablation import make_folds
 
-    folds = make_folds([args.data / m for m in CORPORA["nemo"].manifests], args.out / "folds")
-    for way, variants in VARIANTS.items():
+    about = CORPORA[args.corpus]
+    folds = make_folds(
+        [args.data / m for m in about.manifests], args.out / args.corpus / "folds", about.folds
+    )
+    named = dict(emotion_names=about.emotion_names) if about.emotion_names else {}
+    for way in args.ways:
         carried = dict(cpu_bf16=args.cpu_bf16)
-        if way == "frozen":
+        if way != "fine-tuned":
             carried = dict(freeze_backbone=True, feature_cache=args.out / "cache")
-        for name, more in variants.items():
+        tasks = heads(["ser"] if way == "emotion alone" else ["ser", "asr"])
+        for name, more in VARIANTS[way].items():
             for f in args.folds:
                 settings = (
                     PLAIN
                     | SMALL
-                    | heads(["ser", "asr"])
+                    | tasks
+                    | named
                     | carried
                     | more
                     | dict(
@@ -81,7 +93,7 @@ def runs(args):
                         val_jsonl=folds[f] / "val.jsonl",
                     )
                 )
-                place = args.out / way / name.replace(", ", "-").replace(" ", "_") / str(f)
+                place = args.out / args.corpus / way / name.replace(", ", "-").replace(" ", "_") / str(f)
                 yield way, name, f, place, settings
 
 
@@ -90,8 +102,10 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder of nEMO")
+    parser.add_argument("--corpus", choices=CORPORA, default="nemo", help="the corpus of --data")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the corpus")
     parser.add_argument("--backbone_path", required=True, help="folder of a pretrained Whisper encoder")
+    parser.add_argument("--ways", nargs="+", choices=VARIANTS, default=["fine-tuned", "frozen"])
     parser.add_argument("--folds", nargs="+", type=int, default=[0], help="numbers of folds")
     parser.add_argument(
         "--cpu_bf16", action="store_true", help="fine-tune in bf16 on a processor that has it"
@@ -106,10 +120,19 @@ def main():
         if args.read_only and not (place / "minutes.json").exists():
             continue
         rows.append(told(way, name, fold, train(place, settings)))
-        line = "{way:11} {variant:48} fold {fold}  UA {ser/ua:.3f}  WER {asr/wer:.3f}  {minutes:.1f} min"
-        print(line.format(**rows[-1]), flush=True)
+        rows[-1]["corpus"] = args.corpus
+        scores = "  ".join(f"{k} {v:.3f}" for k, v in rows[-1].items() if "/" in k)
+        print(
+            "{way:13} {variant:48} fold {fold}  {minutes:.1f} min  ".format(**rows[-1]) + scores, flush=True
+        )
     if args.publish:
-        write_json(args.publish, dict(backbone=Path(args.backbone_path).name, small=SMALL, rows=rows))
+        before = read_json(args.publish, dict(rows=[]))["rows"]
+        kept = [
+            r
+            for r in before
+            if (r.get("corpus", "nemo"), r["way"]) not in {(args.corpus, w) for w in args.ways}
+        ]
+        write_json(args.publish, dict(backbone=Path(args.backbone_path).name, small=SMALL, rows=kept + rows))
 
 
 if __name__ == "__main__":

@@ -84,21 +84,6 @@ def _param_group(
     if name == "log_variances": return "alphas"
     return "mix" if name.endswith("mix.weight") else "head"
 
-# %% ../nbs/09_trainer.ipynb #c015
-_CLASSIFIER = "ser.out.1.weight"                                     # (C, H or 2H)
-
-def _optimizer_groups(model, rates, weight_decay, ser_weight_decay=None):
-    "Groups of trainable parameters for AdamW, in the order of rates: the Trainer logs the first one's rate."
-    order, groups = list(rates), {}
-    own = {} if ser_weight_decay is None else {_CLASSIFIER: ser_weight_decay}
-    for name, p in sorted(model.named_parameters(), key=lambda item: order.index(_param_group(item[0]))):
-        decay = own.get(name, weight_decay) if p.ndim >= 2 else 0.0
-        if p.requires_grad:
-            groups.setdefault((_param_group(name), p.ndim >= 2, decay), []).append(p)
-    return [dict(params=ps, lr=rates[part], part=part, weight_decay=decay)
-            for (part, _, decay), ps in groups.items()]
-
-
 # %% ../nbs/09_trainer.ipynb #c018
 def _delayed(schedule, wait, total):
     "A schedule that is 0 for wait steps, then squeezed into the rest of total."
@@ -137,6 +122,21 @@ class _LearningRates:
         parts = [delayed if g["part"] == "backbone" else schedule for g in groups]
         self.lr_scheduler = LambdaLR(usual.optimizer, parts)
         return self.lr_scheduler
+
+# %% ../nbs/09_trainer.ipynb #c015
+_CLASSIFIER = "ser.out.1.weight"                                     # (C, H or 2H)
+
+def _optimizer_groups(model, rates, weight_decay, ser_weight_decay=None):
+    "Groups of trainable parameters for AdamW, in the order of rates: the Trainer logs the first one's rate."
+    order, groups = list(rates), {}
+    own = {} if ser_weight_decay is None else {_CLASSIFIER: ser_weight_decay}
+    for name, p in sorted(model.named_parameters(), key=lambda item: order.index(_param_group(item[0]))):
+        decay = own.get(name, weight_decay) if p.ndim >= 2 else 0.0
+        if p.requires_grad:
+            groups.setdefault((_param_group(name), p.ndim >= 2, decay), []).append(p)
+    return [dict(params=ps, lr=rates[part], part=part, weight_decay=decay)
+            for (part, _, decay), ps in groups.items()]
+
 
 # %% ../nbs/09_trainer.ipynb #c023
 def _task_gradient(loss, states):
