@@ -52,7 +52,7 @@ ACTS = dict(
     checkpoint_interval=1, eval_steps=1, log_steps=3, vocab_size=25, tokenizer_type="char", freeze_backbone=True, layer_mix=False, pooling="mean",
     head_dropout=0.5, spec_augment=False, prosody_pos_weight=3.0, whisper_tail_seconds=1.0, lr_scheduler="cosine", weight_decay=0.5, max_grad_norm=1e-4, seed=1,
     batching="random", max_batch_seconds=2.0, checkpoint_steps=1, lora_rank=2, alpha_mode="uncertainty", grad_share_steps=1,
-    mix_lr=1e-4, speed_perturb=0.2, freeze_epochs=1)
+    mix_lr=1e-4, speed_perturb=0.2, freeze_epochs=1, ser_weight_decay=50.0)
 
 
 @pytest.mark.parametrize("name", ACTS)
