@@ -495,7 +495,7 @@ def _study_contradictions(c):
 def unused_settings(
     config, # TrainConfig
 ) -> list[str]:
-    "A line for each group of settings that were given and that this run has no use for."
+    "A line for each group of settings that were given and that do this run no good."
     given, on = non_defaults(config), config.tasks
     of_study = {f.name for f in fields(_StudySettings)}
     of_transcript = {f.name for f in fields(_CTCSettings)} | set(DECODING_SETTINGS)
@@ -509,7 +509,11 @@ def unused_settings(
               ({"experiment_name", "track_audio"}, config.trackers, "no tracker is on"),
               ({"wandb_project", "wandb_group"}, {"wandb", "trackio"} & {*config.trackers}, "W&B is off")]
     idle = [([f"--{n} {given[n]}" for n in given if n in names], why) for names, on, why in groups if not on]
-    return [f"without effect, since {why}: {', '.join(settings)}" for settings, why in idle if settings]
+    noise = ["beware: the backbone has random weights and does not learn. Give it trained ones "
+             "(--backbone_path), or let it learn (no --freeze_backbone, --recipe small)"]
+    random = config.freeze_backbone and not (config.backbone_path or BACKBONES[config.backbone])
+    idle = [f"without effect, since {why}: {', '.join(settings)}" for settings, why in idle if settings]
+    return noise * random + idle
 
 # %% ../nbs/01_config.ipynb #settingsets
 # Where a run is shown, how it is carried out, what goes by many names: none of these makes another run of it.
