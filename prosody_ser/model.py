@@ -339,7 +339,7 @@ class ProsodySER(_WordAlignment, _TaskWeights, _SpeechModel):
                 shared.extend(s for s in layers if s.requires_grad)
             return self.mix_layers(layers)
         mixed, frames = (self.backbone(audio, audio_lengths, mix) if states is None else
-                         (self._mix(list(states.float().unbind(2))), frames))
+                         (self._mix([s.float() for s in states.unbind(2)]), frames))
         return dict(zip(self.config.tasks, mixed, strict=True)), frames
 
     def forward(self, audio=None, audio_lengths=None, states=None, frames=None, emotion=None, targets=None,
