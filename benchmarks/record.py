@@ -87,21 +87,23 @@ def table_rows(corpora, backbones):
         yield from svm.values()
         for backbone in backbones:
             for way, settings in WAYS.items():
-                others = [svm["refit" in settings].id]
+                alone = None
                 for tasks in dict.fromkeys([("ser",), tuple(CORPORA[corpus].heads)]):
+                    others = [svm["refit" in settings].id] + ([alone.id] if alone else [])
                     row = Row("table", corpus, backbone, way, HEADS[tasks], settings | heads(tasks), others)
                     row.seeds = 1 if cost(row) > 1 else 3  # the dearest rows have one
-                    if way == "frozen" and tasks == ("ser",):
+                    alone = alone or row
+                    if way == "frozen":
                         yield (plain := with_usual_decay(row))
                         row.against = [*others, plain.id]
-                    others = [*others, row.id]
                     yield row
 
 
 def with_usual_decay(row):
     """The same row without a weight decay of the emotion classifier's own."""
     settings = {k: v for k, v in row.settings.items() if k != "ser_weight_decay"}
-    return replace(row, way=USUAL_DECAY, settings=settings)
+    others = [i.replace(f"/{row.way}/", f"/{USUAL_DECAY}/") for i in row.against]
+    return replace(row, way=USUAL_DECAY, settings=settings, against=others)
 
 
 def paper_rows(corpora, backbones):
