@@ -36,7 +36,7 @@ from prosody_ser.parsing import RECIPES
 
 SMALL = RECIPES["small"]
 WAYS = {"frozen": RECIPES["frozen"], "fine-tuned": SMALL}
-USUAL_DECAY = "frozen, usual weight decay"  # of the emotion classifier
+USUAL_DECAY = "frozen, decay 0.01"  # of the emotion classifier
 HEADS = {
     ("ser",): "emotion alone",
     ("ser", "asr"): "with transcript",
