@@ -62,6 +62,11 @@ def told(way, name, fold, found):
     return about | means | {k: val[-1][k] for k in ("asr/wer",) if k in val[-1]}
 
 
+def told_apart(row):
+    """What no two rows of a published file have in common."""
+    return tuple(row.get(k) for k in ("backbone", "corpus", "way", "variant", "fold"))
+
+
 def runs(args):
     """(way, variant, fold, folder, settings) of every run that is asked for."""
     from prosody_ser.ablation import make_folds
@@ -93,7 +98,14 @@ def runs(args):
                         val_jsonl=folds[f] / "val.jsonl",
                     )
                 )
-                place = args.out / args.corpus / way / name.replace(", ", "-").replace(" ", "_") / str(f)
+                place = (
+                    args.out
+                    / args.corpus
+                    / args.backbone
+                    / way
+                    / name.replace(", ", "-").replace(" ", "_")
+                    / str(f)
+                )
                 yield way, name, f, place, settings
 
 
@@ -114,25 +126,23 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("runs/recipes"), help="folder of the runs")
     parser.add_argument("--publish", type=Path, metavar="JSON", help="write the figures there")
     args = parser.parse_args()
+    args.backbone = Path(args.backbone_path).resolve().name
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     rows = []
     for way, name, fold, place, settings in runs(args):
         if args.read_only and not (place / "minutes.json").exists():
             continue
         rows.append(told(way, name, fold, train(place, settings)))
-        rows[-1]["corpus"] = args.corpus
+        rows[-1] |= dict(corpus=args.corpus, backbone=args.backbone)
         scores = "  ".join(f"{k} {v:.3f}" for k, v in rows[-1].items() if "/" in k)
         print(
             "{way:13} {variant:48} fold {fold}  {minutes:.1f} min  ".format(**rows[-1]) + scores, flush=True
         )
     if args.publish:
         before = read_json(args.publish, dict(rows=[]))["rows"]
-        kept = [
-            r
-            for r in before
-            if (r.get("corpus", "nemo"), r["way"]) not in {(args.corpus, w) for w in args.ways}
-        ]
-        write_json(args.publish, dict(backbone=Path(args.backbone_path).name, small=SMALL, rows=kept + rows))
+        new = {told_apart(r) for r in rows}
+        kept = [r for r in before if told_apart(r) not in new]
+        write_json(args.publish, dict(small=SMALL, rows=kept + rows))
 
 
 if __name__ == "__main__":

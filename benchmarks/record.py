@@ -509,11 +509,33 @@ def sums(row, args):
     return dict(new, seeds=old["seeds"] | new["seeds"])
 
 
+def renamed(found, rows):
+    """Published id -> the row that has its settings under another name today."""
+
+    def what(part, corpus, backbone, settings):
+        return part, corpus, backbone, json.dumps(settings, sort_keys=True)
+
+    today = {r.id for r in rows}
+    made = {
+        what(*(r[k] for k in ("part", "corpus", "backbone", "settings"))): i
+        for i, r in found.items()
+        if i not in today and "part" in r and r["part"] != "across"
+    }
+    rows = [(made.get(what(r.part, r.corpus, r.backbone, r.settings)), r) for r in rows]
+    return {old: r for old, r in rows if old and r.id not in found}
+
+
 def published(path, rows):
-    """id -> row of a file that was published before; without rows of other settings than they have today."""
+    """id -> row of a file that was published before, under today's names; without rows of other settings."""
     found = {r["id"]: r for r in (read_json(path, {}) if path else {}).get("rows", [])}
-    today = {r.id: r.settings for r in rows}
-    outdated = [i for i, r in found.items() if i in today and r["settings"] != today[i]]
+    names = renamed(found, rows)
+    for old, row in names.items():
+        found[row.id] = found.pop(old) | dict(id=row.id, way=row.way, variant=row.variant)
+    for r in found.values():
+        if "against" in r:
+            r["against"] = {names[i].id if i in names else i: d for i, d in r["against"].items()}
+    settings = {r.id: r.settings for r in rows}
+    outdated = [i for i, r in found.items() if i in settings and r["settings"] != settings[i]]
     if outdated:
         print(f"{path}: of other settings, so left out: {', '.join(outdated)}", flush=True)
     return {i: r for i, r in found.items() if i not in outdated}

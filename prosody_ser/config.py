@@ -277,7 +277,8 @@ class _OptimiserSettings:
                                 choices=["linear", "cosine", "constant_with_warmup"])
     warmup_ratio: float = setting(0.1, "share of the steps in which the learning rates rise")
     weight_decay: float = setting(0.01, "AdamW's weight decay")
-    ser_weight_decay: float | None = setting(None, "of the emotion classifier; default: weight_decay")
+    ser_weight_decay: float | None = setting(
+        None, "emotion classifier's; 3 at head_lr 4e-3; default: weight_decay")
     max_grad_norm: float = setting(1.0, "gradients are clipped to this norm")
     gradient_accumulation_steps: int = setting(4, "batches added up for one step of the optimiser")
     gradient_checkpointing: bool = setting(False, "compute activations twice to save memory")
@@ -492,10 +493,20 @@ def _study_contradictions(c):
                "of them out.")
 
 # %% ../nbs/01_config.ipynb #unused
+def _frozen_advice(c):
+    "What the user of a frozen backbone should know."
+    if not c.freeze_backbone: return
+    if not (c.backbone_path or BACKBONES[c.backbone]):
+        yield ("beware: the backbone has random weights and does not learn. Give it trained ones "
+               "(--backbone_path), or let it learn (no --freeze_backbone, --recipe small)")
+    if not c.feature_cache:
+        yield ("the frozen backbone is computed anew in each epoch, with SpecAugment where it is on; "
+               "--feature_cache FOLDER computes it once, and the epochs are much faster")
+
 def unused_settings(
     config, # TrainConfig
 ) -> list[str]:
-    "A line for each group of settings that were given and that do this run no good."
+    "Lines for the user: settings that were given and have no effect, and advice on a frozen backbone."
     given, on = non_defaults(config), config.tasks
     of_study = {f.name for f in fields(_StudySettings)}
     of_transcript = {f.name for f in fields(_CTCSettings)} | set(DECODING_SETTINGS)
@@ -509,11 +520,8 @@ def unused_settings(
               ({"experiment_name", "track_audio"}, config.trackers, "no tracker is on"),
               ({"wandb_project", "wandb_group"}, {"wandb", "trackio"} & {*config.trackers}, "W&B is off")]
     idle = [([f"--{n} {given[n]}" for n in given if n in names], why) for names, on, why in groups if not on]
-    noise = ["beware: the backbone has random weights and does not learn. Give it trained ones "
-             "(--backbone_path), or let it learn (no --freeze_backbone, --recipe small)"]
-    random = config.freeze_backbone and not (config.backbone_path or BACKBONES[config.backbone])
     idle = [f"without effect, since {why}: {', '.join(settings)}" for settings, why in idle if settings]
-    return noise * random + idle
+    return [*_frozen_advice(config), *idle]
 
 # %% ../nbs/01_config.ipynb #settingsets
 # Where a run is shown, how it is carried out, what goes by many names: none of these makes another run of it.

@@ -79,6 +79,11 @@ class SERHead(nn.Module):
         self.out = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.pool.size, num_labels))
 
     @property
+    def classifier(self):
+        "The weights of the classifier, (C, H or 2H), which may have a weight decay of their own."
+        return self.out[-1].weight
+
+    @property
     def centre(self):
         "(C,) logits of the mean of the training data, as an array."
         bias = self.out[-1].bias.detach()

@@ -30,7 +30,7 @@ RECIPES = {
                   use_alpha_asr=True, layer_mix=False, pooling="mean", tokenizer_type="char",
                   backbone_lr=5e-5, ctc_entropy_weight=0.0, ctc_blank_penalty=0.0),
 }
-RECIPE_HELP = "many in one word: small (hours of speech), frozen (no GPU), paper (Cai et al. 2021)"
+RECIPE_HELP = "settings in one word: small (little data), frozen (no GPU), paper (Cai et al. 2021)"
 
 def apply_recipe(
     settings, # dict: name -> value, and perhaps recipe: name

@@ -124,14 +124,12 @@ class _LearningRates:
         return self.lr_scheduler
 
 # %% ../nbs/09_trainer.ipynb #c015
-_CLASSIFIER = "ser.out.1.weight"                                     # (C, H or 2H)
-
 def _optimizer_groups(model, rates, weight_decay, ser_weight_decay=None):
     "Groups of trainable parameters for AdamW, in the order of rates: the Trainer logs the first one's rate."
     order, groups = list(rates), {}
-    own = {} if ser_weight_decay is None else {_CLASSIFIER: ser_weight_decay}
+    own = model.ser.classifier if ser_weight_decay is not None and model.ser else None
     for name, p in sorted(model.named_parameters(), key=lambda item: order.index(_param_group(item[0]))):
-        decay = own.get(name, weight_decay) if p.ndim >= 2 else 0.0
+        decay = (ser_weight_decay if p is own else weight_decay) if p.ndim >= 2 else 0.0
         if p.requires_grad:
             groups.setdefault((_param_group(name), p.ndim >= 2, decay), []).append(p)
     return [dict(params=ps, lr=rates[part], part=part, weight_decay=decay)

@@ -37,6 +37,28 @@ def test_rows_with_the_same_settings_share_their_runs():
     assert ["paper/nemo/whisper-tiny/our heads/α 0.1", "table/nemo/whisper-tiny/fine-tuned/with transcript"] in shared
 
 
+def test_the_usual_weight_decay():
+    """A frozen row differs from its twin in the decay of the classifier alone, and is held against it."""
+    frozen = [r for r in ROWS if r.part == "table" and r.way == "frozen"]
+    twins = {r.id: r for r in ROWS if r.way == record.USUAL_DECAY}
+    assert len(frozen) == len(twins) == 10
+    for row in frozen:
+        twin = twins[row.id.replace("/frozen/", f"/{record.USUAL_DECAY}/")]
+        assert row.settings == twin.settings | dict(ser_weight_decay=3.0) and "ser_weight_decay" not in twin.settings
+        assert [i for i in row.against if i in twins] == [twin.id] and not set(twin.against) & {r.id for r in frozen}
+
+
+def test_a_row_that_was_renamed(tmp_path):
+    """What was published under another name is that of the row with its settings."""
+    row = next(r for r in ROWS if r.way == record.USUAL_DECAY and r.against[1:])
+    old = dict(id="old", part=row.part, corpus=row.corpus, backbone=row.backbone, way="w", variant="v", settings=row.settings)
+    other = dict(id="other", settings={}, against={"old": 1, "far": 2})
+    record.write_json(tmp_path / "r.json", dict(rows=[old, other]))
+    found = record.published(tmp_path / "r.json", ROWS)
+    assert set(found) == {row.id, "other"} and found[row.id]["way"] == row.way
+    assert found["other"]["against"] == {row.id: 1, "far": 2}
+
+
 def answers(seed, wrong_every, n=120):
     """Two emotions by six speakers; every so many answers are wrong, at other places with another seed."""
     names = "joy", "anger"

@@ -97,7 +97,7 @@ def whole(folder):
 # ------------------------------------------------------------------------------- killed at any moment
 
 JOBS = dict(
-    refit=dict(num_epochs=3, refit=True, seed=3),
+    refit=dict(num_epochs=3, refit=True, seed=3, ser_weight_decay=2.0),
     cache=dict(num_epochs=2, freeze_backbone=True, feature_cache="cache"),
     study=dict(num_epochs=2, run_ablation_study=True, ablation_alphas=[0, 0.5], ablation_epochs=1, refit=True))
 
