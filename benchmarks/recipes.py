@@ -6,8 +6,8 @@
       --ways "emotion alone" --folds 0 1 2 3 4 5 6 7 --publish nbs/results/decay.json
 
 Each variant changes the recipe `small` in the settings that it names, and trains some folds of the corpus;
-their test speakers are never scored. Finished runs are read, so it can be broken off and gone on with. The
-published file keeps the rows of other corpora and ways.
+their test speakers are never scored. Finished runs are read, so it can be broken off and gone on with. A
+published file keeps what was not trained here: rows of other backbones, corpora, variants and folds.
 """
 
 import argparse

@@ -41,7 +41,6 @@ def apply_recipe(
     if name not in RECIPES: raise ConfigError(f"--recipe {name!r} is not one of {', '.join(RECIPES)}.")
     return RECIPES[name] | settings
 
-
 # %% ../nbs/01b_parsing.ipynb #c012
 def _setting_type(f):
     "Type of a value, or of a list's items; whether it is a list; whether None is allowed."

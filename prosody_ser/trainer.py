@@ -135,7 +135,6 @@ def _optimizer_groups(model, rates, weight_decay, ser_weight_decay=None):
     return [dict(params=ps, lr=rates[part], part=part, weight_decay=decay)
             for (part, _, decay), ps in groups.items()]
 
-
 # %% ../nbs/09_trainer.ipynb #c023
 def _task_gradient(loss, states):
     "The gradient of a loss at each state, in float32; zeros where the loss does not reach it."
