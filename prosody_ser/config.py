@@ -278,7 +278,7 @@ class _OptimiserSettings:
     warmup_ratio: float = setting(0.1, "share of the steps in which the learning rates rise")
     weight_decay: float = setting(0.01, "AdamW's weight decay")
     ser_weight_decay: float | None = setting(
-        None, "emotion classifier's; 3 at head_lr 4e-3; default: weight_decay")
+        None, "of the emotion classifier; default: weight_decay; recipe frozen: 3")
     max_grad_norm: float = setting(1.0, "gradients are clipped to this norm")
     gradient_accumulation_steps: int = setting(4, "batches added up for one step of the optimiser")
     gradient_checkpointing: bool = setting(False, "compute activations twice to save memory")
