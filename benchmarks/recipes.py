@@ -41,6 +41,9 @@ VARIANTS = {
     },
     "emotion alone": {
         f"weight decay {decay:g}": dict(num_epochs=20, ser_weight_decay=decay) for decay in (0.01, 1, 3, 10)
+    }
+    | {
+        "weight decay 3, speed perturbation": dict(num_epochs=20, ser_weight_decay=3, speed_perturb=0.15),
     },
 }
 

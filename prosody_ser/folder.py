@@ -518,7 +518,20 @@ def run_command(
                 sys.exit(128 + number)
             ours = type(e).__module__.startswith("prosody_ser.")             # ManifestError, ConfigError, ...
             if not ours and not isinstance(e, OSError | ImportError): raise
-            sys.exit(f"error: {import_fault(e) if isinstance(e, ImportError) else last_line(e)}")
+            sys.exit(f"error: {_fault(e)}")
+
+def _fault(error):
+    "What to say of an error that can be mended."
+    if isinstance(error, FileNotFoundError) and not error.filename and _current_folder_gone():
+        return "the current folder is gone (was a drive disconnected or mounted anew?): cd to it again"
+    return import_fault(error) if isinstance(error, ImportError) else last_line(error)
+
+def _current_folder_gone():
+    "os.path.exists('.') is True even then."
+    try:
+        return not os.getcwd()
+    except OSError:
+        return True
 
 # %% ../nbs/01c_folder.ipynb #figure2
 @cache

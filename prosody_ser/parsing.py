@@ -120,6 +120,8 @@ def unknown_setting(
     "What to say of a setting that does not exist."
     if name.endswith(".tar"):
         return "a pattern must come whole, in quotes: --audio_base_path 'corpus-*.tar'"
+    if any(f.name == name for f in fields(config_class)):
+        return f"{name!r} is given without --{name}: its value alone, see --help"
     near = difflib.get_close_matches(name, [f.name for f in fields(config_class)], 1)
     return f"there is no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else "; see --help")
 
