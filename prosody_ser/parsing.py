@@ -50,7 +50,7 @@ def _setting_type(f):
     return get_args(kind)[0] if listed else kind, listed, type(None) in kinds
 
 def _add_setting(parser, f):
-    "One setting as an argument, or two: --x and --no_x where it is on by default."
+    "One setting as an argument, or two: --x and --no_x where it is on or off."
     kind, listed, _ = _setting_type(f)
     default, help = default_of(f), f.metadata["help"].replace("%", "%%")
     if default not in (None, []) and default is not False:
@@ -66,7 +66,7 @@ def _add_setting(parser, f):
         options |= dict(nargs="?", const=True, metavar="true|false")
     names = [f"--{name}" for name in (f.name, *f.metadata.get("also", ()))]
     parser.add_argument(*names, dest=f.name, default=default, required=is_required(f), **options)
-    if kind is bool and default is True:
+    if kind is bool:                                       # also where it is off: a recipe may turn it on
         parser.add_argument(f"--no_{f.name}", dest=f.name, action="store_false", help=argparse.SUPPRESS)
 
 def make_parser(
