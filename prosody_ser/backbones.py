@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ENCODERS', 'frame_mask', 'ActualLengthWhisper', 'return_freed_memory', 'RunningNorm', 'TinyConfig', 'TinyEncoder',
-           'spec_augment', 'BackboneError', 'build_encoder', 'encoder_config', 'load_encoder', 'Backbone']
+           'spec_augment', 'BackboneError', 'build_encoder', 'encoder_config', 'load_encoder', 'Backbone',
+           'half_precision']
 
 # %% ../nbs/03_backbones.ipynb #c003
 import ctypes
@@ -519,3 +520,9 @@ def compile_layers(
         if kind not in compiled:
             compiled[kind] = torch.compile(kind.forward, dynamic=True, **options)
         layer.forward = MethodType(compiled[kind], layer)
+
+# %% ../nbs/03_backbones.ipynb #3ee65878
+def half_precision():
+    "The 16-bit type of this GPU: bfloat16 where it is in the hardware, else float16; None without a GPU."
+    if not torch.cuda.is_available(): return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16

@@ -14,8 +14,10 @@ from collections import Counter
 
 import numpy as np
 import soxr
+from tqdm.auto import tqdm
 
-from .audio import SAMPLING_RATE, check_audio, load_utterance
+from .audio import SAMPLING_RATE, audio_path, check_audio, load_utterance
+from .files import digest, find_audio, known_by
 from .labels import ROUNDING, emotion_ids, emotion_targets
 
 # %% ../nbs/00c_batches.ipynb #c046
@@ -51,6 +53,29 @@ class SpeechDataset:
         u = self.utterances[i]
         return dict(audio=change_speed(load_utterance(u, self.audio_base_path), speed), words=u.words,
                     prosody=u.prosody_annotations, emotion=self.targets[i], row=i)
+
+# %% ../nbs/00c_batches.ipynb #380ba724
+def audio_keys(dataset):
+    "A name for the audio of each utterance: path, size, time of change, start and end."
+    for u in dataset.utterances:
+        path = find_audio(audio_path(u, dataset.audio_base_path), u.start, u.end)
+        name, size, changed = known_by(path, resolve=True)
+        yield f"{name}|{size}|{changed}|{u.start}|{u.end}"
+
+def content_keys(dataset, jobs):
+    "A name for what is heard in each job (row, speed): bytes, start and end, speed. A copy has the same."
+    digests = {}
+    for i, speed in tqdm(jobs, desc="reading audio", leave=False):
+        u = dataset.utterances[i]
+        path = find_audio(audio_path(u, dataset.audio_base_path), u.start, u.end)
+        known = known_by(path)
+        if known not in digests:                                       # a film of many utterances once
+            digests[known] = digest(path)
+        yield at_speed(f"{digests[known]}|{u.start}|{u.end}", speed)
+
+def at_speed(key, speed):
+    "The name of the same audio, faster or slower."
+    return key if speed == 1 else f"{key}|{speed:g}"
 
 # %% ../nbs/00c_batches.ipynb #d041
 def padding_waste(batches, seconds):

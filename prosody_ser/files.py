@@ -7,6 +7,7 @@ __all__ = ['find_audio', 'open_audio']
 
 # %% ../nbs/00_files.ipynb #imports
 import errno
+import hashlib
 import io
 import os
 import re
@@ -144,6 +145,15 @@ def known_by(
     about = os.stat(path)
     name = os.path.realpath(path) if resolve else os.path.abspath(path)
     return name, about.st_size, about.st_mtime_ns
+
+def digest(
+    path, # from find_audio
+) -> str: # 32 hexadecimal digits
+    "A hash of a sound's bytes: the same for a copy of it (BLAKE2b)."
+    small = partial(hashlib.blake2b, digest_size=16)
+    if isinstance(path, Member): return small(path.read()).hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, small).hexdigest()
 
 # %% ../nbs/00_files.ipynb #c011
 _CONVERT = "Convert it: ffmpeg -i {old} {new}"

@@ -21,7 +21,7 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import ProgressCallback, TrainerState
 
 from .audio import SAMPLING_RATE
-from .backbones import compile_layers, unreadable
+from .backbones import compile_layers, half_precision, unreadable
 from .batches import DrawOne, batches_by_length, loader_workers, train_batches
 from .confidence import with_speaker_norm
 from .config import ConfigError, TrainingError
@@ -29,7 +29,7 @@ from .ctc import world_size
 from .evaluation import ctc_advice, score, write_predictions
 from .folder import check_in, leave_interrupts_to_main, numbers_only, swap_folder, write_json
 from .halves import InHalves
-from .inference import decode_batch, half_precision, to_records
+from .inference import decode_batch, to_records
 from .model import CheckpointError, Collator, merged_state
 from .run import Run, history_from_log, log_main, log_once, write_history
 from .selection import choose, out_of_patience, skill, standard_error
