@@ -92,7 +92,7 @@ def test_two_processes_learn_what_one_does(corpus, uneven, tmp_path, mode):
 
 def test_two_processes_refit_on_kept_features(corpus, uneven, tmp_path):
     """Features at three speeds, shared out among the processes; the model that is tested is trained on validation rows, too, and is the same as one process's."""
-    more = "--freeze_backbone", "--feature_cache", tmp_path / "features", "--speed_perturb", 0.1, "--refit", "--num_epochs", 1
+    more = "--freeze_backbone", "--feature_cache", tmp_path / "features", "--speed_perturb", 0.1, "--refit", "--num_epochs", 1, "--ser_weight_decay", 30
     data = shutil.copytree(uneven, tmp_path / "data")
     write(data / "val.jsonl", read(uneven / "val.jsonl")[:4])                            # 12 and 4 rows: whole batches of 4, the same ones for one process and for two
     two = launch(corpus, data, tmp_path / "2", 2, *more)                                 # first: an empty cache
@@ -113,7 +113,7 @@ def test_accelerate_launch(corpus, uneven, tmp_path):
 
 def test_sharded_weights(corpus, uneven, tmp_path):
     """FSDP2: each process holds half of every weight, gradient and moment, and they learn what one process does; in 16 bits too, to their precision."""
-    sharded, steps = [ROOT / ".ci/tests/fsdp_on_cpu.py"], ("--checkpoint_steps", 2, "--grad_share_steps", 0, "--alpha_mode", "uncertainty")
+    sharded, steps = [ROOT / ".ci/tests/fsdp_on_cpu.py"], ("--checkpoint_steps", 2, "--grad_share_steps", 0, "--alpha_mode", "uncertainty", "--ser_weight_decay", 30)
     one, two = launch(corpus, uneven, tmp_path / "1", 1, *steps), launch(corpus, uneven, tmp_path / "2", 2, *steps, program=sharded)
     same(one, two)
     half = launch(corpus, uneven, tmp_path / "half", 2, "--alpha_mode", "uncertainty", program=[*sharded, "--bf16"])
