@@ -367,6 +367,21 @@ def _lock(place, folder, flag, wait):
                           "another place, or free this one.") from None
     return lock
 
+# %% ../nbs/01c_folder.ipynb #5b56deca
+def read_index(folder, frame):
+    "Key -> file, offset in bytes, frames (of so many bytes each), content: of all jobs that wrote there."
+    index = {}
+    for file in folder.glob("*.jsonl"):
+        states = file.with_name(file.name.split(".")[0] + ".bin")
+        size = states.stat().st_size if states.is_file() else 0
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError, TypeError):                             # a job was killed within a line
+                key, offset, frames, *content = json.loads(line)          # earlier versions wrote no content
+                if offset + frames * frame > size: continue                   # or the machine lost its power
+                if content or key not in index:
+                    index[key] = states, offset, frames, *content
+    return index
+
 # %% ../nbs/01c_folder.ipynb #stop2
 _asked = []                          # the signals by which this process was asked to stop
 
@@ -518,20 +533,7 @@ def run_command(
                 sys.exit(128 + number)
             ours = type(e).__module__.startswith("prosody_ser.")             # ManifestError, ConfigError, ...
             if not ours and not isinstance(e, OSError | ImportError): raise
-            sys.exit(f"error: {_fault(e)}")
-
-def _fault(error):
-    "What to say of an error that can be mended."
-    if isinstance(error, FileNotFoundError) and not error.filename and _current_folder_gone():
-        return "the current folder is gone (was a drive disconnected or mounted anew?): cd to it again"
-    return import_fault(error) if isinstance(error, ImportError) else last_line(error)
-
-def _current_folder_gone():
-    "os.path.exists('.') is True even then."
-    try:
-        return not os.getcwd()
-    except OSError:
-        return True
+            sys.exit(f"error: {import_fault(e) if isinstance(e, ImportError) else last_line(e)}")
 
 # %% ../nbs/01c_folder.ipynb #figure2
 @cache

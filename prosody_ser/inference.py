@@ -28,7 +28,7 @@ from .batches import at_speed, audio_keys, batches_by_length, content_keys, load
 from .config import ConfigError, TrainingError
 from .data import Utterance, groups_of
 from .decoding import DECODERS, blank_stats
-from .folder import leave_interrupts_to_main, new_figure, one_writer
+from .folder import leave_interrupts_to_main, new_figure, one_writer, read_index
 from .halves import in_parts
 from .heads import normalise_layers
 from .labels import is_soft
@@ -345,9 +345,8 @@ def decode_batch(
         kept["emotion_logits"] = out.emotion_logits.float()                              # (B, C)
     if model.asr:
         logits, lengths, blank = out.asr_frames, out.lengths, model.config.blank_id
-        ids = [torch.tensor(i, dtype=torch.long) for i in DECODERS[decode](logits, lengths, blank, **options)]
-        ids = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-100)
-        kept |= dict(tokens=ids.to(lengths.device), frames=lengths,                      # (B, L), (B,)
+        ids = _padded(DECODERS[decode](logits, lengths, blank, **options), lengths.device)
+        kept |= dict(tokens=ids, frames=lengths,                                         # (B, L), (B,)
                      blank_rate=blank_stats(logits, lengths, blank)["argmax"])           # (B,)
     if model.prosody:
         kept["prosody_logits"] = out.prosody_logits.float().masked_fill(out.spans[..., 0] < 0, -100.0)
@@ -469,19 +468,6 @@ def _backbone_key(model):
     return key.hexdigest()[:16]
 
 # %% ../nbs/06b_inference.ipynb #82bb1ada
-def _read_index(folder, frame):
-    "Key -> file, offset in bytes, frames (of so many bytes), content: of all jobs that wrote into a folder."
-    index = {}
-    for file in folder.glob("*.jsonl"):
-        states = file.with_suffix(".bin")
-        size = states.stat().st_size if states.is_file() else 0
-        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-            with suppress(ValueError, TypeError):                             # a job was killed within a line
-                key, offset, frames, *content = json.loads(line)          # earlier versions wrote no content
-                if offset + frames * frame <= size:                           # or the machine lost its power
-                    index[key] = states, offset, frames, *content
-    return index
-
 def cache_folder(
     folder, # of the caches of all backbones
     model,  # ProsodySER
@@ -490,15 +476,17 @@ def cache_folder(
     return Path(folder)/_backbone_key(model)
 
 def _not_copied(index, keys):
-    "Those of keys (key, content) that are new; what is stored of a copy gets a second line in its index."
-    stored, new = {place[3]: place for place in index.values() if len(place) > 3}, []
+    "Those of keys (key, content) that are new. Copies of what is stored get an index file of this job's own."
+    stored, new, copies = {place[3]: place for place in index.values() if len(place) > 3}, [], {}
     for key, content in keys:
         if content in stored:
-            file, *place = index[key] = stored[content]
-            with file.with_suffix(".jsonl").open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps([key, *place]) + "\n")
+            states, *place = index[key] = stored[content]
+            copies.setdefault(states, []).append(json.dumps([key, *place]) + "\n")
         else:
             new.append((key, content))
+    for states, lines in copies.items():
+        with suppress(OSError):                                   # read only: they are looked for every time
+            states.with_name(f"{states.stem}.{uuid.uuid4().hex}.jsonl").write_text("".join(lines), "utf-8")
     return new
 
 # %% ../nbs/06b_inference.ipynb #n026
@@ -513,27 +501,32 @@ class FeatureCache:
 
     def read(self):
         "Read what all jobs have written into the folder."
-        self.index = _read_index(self.folder, 2 * self.states * self.width)            # float16
+        self.index = read_index(self.folder, 2 * self.states * self.width)            # float16
 
     def __call__(self, key):  # -> float16 (T, states, H)
         file, offset, frames, *_ = self.index[key]
         return np.memmap(file, np.float16, "r", offset, (frames, self.states, self.width))
 
-    def fill(self, model, dataset, batch_size=8, device="cpu", num_workers=0, world=1, rank=0, speeds=(1,)):
-        "Compute what is missing of a dataset at some speeds, or one process's share of that."
+    def missing(self, dataset, world=1, rank=0, speeds=(1,)):
+        "(Key, content) -> (row, speed) of what is not stored of one process's share. Finds copies of audio."
         keys = list(enumerate(audio_keys(dataset)))
         wanted = {at_speed(key, speed): (i, speed) for speed in speeds for i, key in keys}
         share = dict(list(wanted.items())[rank::world])                      # dealt first: indexes may differ
-        if share.keys() <= self.index.keys(): return
+        jobs = {key: job for key, job in share.items() if key not in self.index}
+        new = _not_copied(self.index, zip(jobs, content_keys(dataset, jobs.values()), strict=True))
+        return {names: jobs[names[0]] for names in new}
+
+    def fill(self, model, dataset, batch_size=8, device="cpu", num_workers=0, world=1, rank=0, speeds=(1,)):
+        "Compute what is missing of a dataset at some speeds, or one process's share of that."
+        if not (missing := self.missing(dataset, world, rank, speeds)): return
         with one_writer(self.folder, "feature_cache", wait=True):
             self.read()                                                      # another job may have been here
-            missing = {key: job for key, job in share.items() if key not in self.index}
-            keys = _not_copied(self.index, zip(missing, content_keys(dataset, missing.values()), strict=True))
-            if not keys: return
-            jobs = torch.utils.data.Subset(dataset, [missing[key] for key, _ in keys])
+            missing = {names: job for names, job in missing.items() if names[0] not in self.index}
+            if not missing: return
+            jobs = torch.utils.data.Subset(dataset, list(missing.values()))
             batches = _batches(jobs, [dataset.seconds[i] / s for i, s in jobs.indices], batch_size,
                                Collator(), num_workers, "computing features")
-            _write(self, model.backbone.to(device).eval(), keys, batches, device)
+            _write(self, model.backbone.to(device).eval(), list(missing), batches, device)
 
 # %% ../nbs/06b_inference.ipynb #b25dcdb6
 @torch.no_grad()
@@ -559,8 +552,10 @@ class CachedDataset:
     "A dataset whose rows bring hidden states instead of audio."
     def __init__(self,
                  dataset, # SpeechDataset
-                 cache):  # FeatureCache that holds it
+                 cache,   # FeatureCache that holds it
+                 speeds=(1,)): # that it is asked for
         self.dataset, self.cache, self.keys = dataset, cache, list(audio_keys(dataset))
+        cache.missing(dataset, speeds=speeds)     # another machine may have stored a copy of the audio
         self.utterances, self.emotions, self.targets = dataset.utterances, dataset.emotions, dataset.targets
         self.names, self.seconds = dataset.names, dataset.seconds
 

@@ -9,6 +9,7 @@ __all__ = ['RECIPES', 'RECIPE_HELP', 'apply_recipe', 'make_parser', 'parse_args'
 import argparse
 import difflib
 import glob
+import os
 import re
 import sys
 from ast import literal_eval
@@ -66,7 +67,7 @@ def _add_setting(parser, f):
         options |= dict(nargs="?", const=True, metavar="true|false")
     names = [f"--{name}" for name in (f.name, *f.metadata.get("also", ()))]
     parser.add_argument(*names, dest=f.name, default=default, required=is_required(f), **options)
-    if kind is bool:                                       # also where it is off: a recipe may turn it on
+    if kind is bool and not f.name.startswith("no_"):      # also where it is off: a recipe may turn it on
         parser.add_argument(f"--no_{f.name}", dest=f.name, action="store_false", help=argparse.SUPPRESS)
 
 def make_parser(
@@ -75,7 +76,8 @@ def make_parser(
     **about,      # its description and epilog
 ) -> argparse.ArgumentParser:
     "A parser of a configuration's settings, under the headings of its groups."
-    about = dict(description=config_class.__doc__, usage="%(prog)s [--help] [--SETTING VALUE ...]") | about
+    usage = "%(prog)s [--help] [--SETTING VALUE ...] [--no_SWITCH ...]"
+    about = dict(description=config_class.__doc__, usage=usage) | about
     parser = argparse.ArgumentParser(prog=prog, **about)
     if issubclass(config_class, TrainConfig):
         parser.add_argument("--recipe", choices=RECIPES, default="default", help=RECIPE_HELP)
@@ -97,6 +99,8 @@ def parse_args(
     "A configuration from command-line arguments. Exits with 2 and one sentence where they cannot be meant."
     parser = make_parser(config_class, prog, **about)
     argv = [_with_underscores(a) for a in (sys.argv[1:] if argv is None else argv)]
+    if fault := _current_folder_fault() or _dashed(argv, config_class):
+        parser.error(fault)
     recipe = getattr(parser.parse_known_args(argv)[0], "recipe", "default")
     parser.set_defaults(**RECIPES[recipe])                  # what else is given wins
     found, rest = parser.parse_known_args(argv)
@@ -113,6 +117,20 @@ def _with_underscores(argument):
     if not re.match("--[a-z]", name): return argument
     return "--" + name[2:].replace("-", "_") + equals + value
 
+# %% ../nbs/01b_parsing.ipynb #88639419
+def _dashed(argv, config_class):
+    "What to say of an argument that is known by its place and was given by its name."
+    placed = {f"--{f.name}" for f in fields(config_class) if f.metadata.get("positional")}
+    names = [name for name in (a.split("=")[0] for a in argv) if name in placed]
+    return f"write the value of {names[0][2:]!r} alone, without {names[0]}; see --help" if names else None
+
+def _current_folder_fault():
+    "What to say if the current folder was removed: nothing that has a relative path can be found then."
+    try:
+        os.getcwd()
+    except OSError:
+        return "the current folder is gone (was a drive disconnected or mounted anew?): cd to it again"
+
 def unknown_setting(
     name,         # what the user wrote
     config_class, # where it should have been
@@ -120,8 +138,7 @@ def unknown_setting(
     "What to say of a setting that does not exist."
     if name.endswith(".tar"):
         return "a pattern must come whole, in quotes: --audio_base_path 'corpus-*.tar'"
-    if any(f.name == name for f in fields(config_class)):
-        return f"{name!r} is given without --{name}: its value alone, see --help"
+    if any(f.name == name for f in fields(config_class)): return f"write --{name}, with the dashes"
     near = difflib.get_close_matches(name, [f.name for f in fields(config_class)], 1)
     return f"there is no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else "; see --help")
 

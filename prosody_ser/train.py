@@ -209,16 +209,16 @@ def _cache_features(config, model, data):
     "The datasets (split -> SpeechDataset) with the hidden states of the frozen backbone for audio."
     log_once(f"features of the frozen backbone, without SpecAugment and dropout, in {config.feature_cache}")
     every, folder = _processes(), cache_folder(config.feature_cache, model)
+    speeds = {s: perturbation_speeds(config.speed_perturb if s == "train" else 0) for s in data}
     many = every.num_processes > 1                              # one alone locks only while it computes
     with one_writer(folder, "feature_cache", wait=True) if many else nullcontext():
         every.wait_for_everyone()
         for split, d in data.items():
-            speeds = perturbation_speeds(config.speed_perturb if split == "train" else 0)
             FeatureCache(folder, model).fill(model, d, config.batch_size, every.device, config.num_workers,
-                                             every.num_processes, every.process_index, speeds)
+                                             every.num_processes, every.process_index, speeds[split])
         every.wait_for_everyone()
     cache = FeatureCache(folder, model)
-    return {s: CachedDataset(d, cache) for s, d in data.items()}
+    return {s: CachedDataset(d, cache, speeds[s]) for s, d in data.items()}
 
 def _cached_dataset(config, model, dataset):
     "A dataset with the features that training has kept, for one process alone."
