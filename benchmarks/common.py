@@ -18,6 +18,11 @@ class Corpus:
     folds: int | None  # None: each speaker is one
     emotion_names: str | None = None  # names of emotion indices
 
+    def files(self, folder):
+        """Its manifests in a folder; without them that of the whole corpus, from `prosody-ser prepare`."""
+        files = [Path(folder) / m for m in self.manifests]
+        return files if all(f.exists() for f in files) else [Path(folder) / "all.jsonl"]
+
 
 CORPORA = {
     "emodb": Corpus(["train.jsonl", "val.jsonl", "test.jsonl"], ["ser", "asr", "prosody"], None, "emodb"),

@@ -76,7 +76,7 @@ def runs(args):
 
     about = CORPORA[args.corpus]
     folds = make_folds(
-        [args.data / m for m in about.manifests], args.out / args.corpus / "folds", about.folds
+        about.files(args.data), args.out / args.corpus / "folds", about.folds
     )
     named = dict(emotion_names=about.emotion_names) if about.emotion_names else {}
     for way in args.ways:

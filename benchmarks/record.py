@@ -208,7 +208,7 @@ def corpus_settings(corpus, folder):
     about = CORPORA[corpus]
     named = dict(emotion_names=about.emotion_names) if about.emotion_names else {}
     folds = dict(folds=about.folds) if about.folds else {}
-    return dict(manifests=[folder / m for m in about.manifests], audio_base_path=folder) | named | folds
+    return dict(manifests=about.files(folder), audio_base_path=folder) | named | folds
 
 
 SHARED = {
@@ -229,9 +229,9 @@ def shared_rows(corpus, folder):
     """The rows of the five emotions, with whole paths and speakers named by their corpus."""
     from prosody_ser.data import read_manifest
 
-    for manifest in CORPORA[corpus].manifests:
-        for u in read_manifest(folder / manifest):
-            name = EMODB[int(u.emotion)] if CORPORA[corpus].emotion_names else u.emotion
+    for manifest in CORPORA[corpus].files(folder):
+        for u in read_manifest(manifest):
+            name = EMODB[int(u.emotion)] if str(u.emotion).isdigit() else u.emotion
             if name in SHARED:
                 path = str((folder / u.audio_filepath).resolve().relative_to("/"))
                 yield replace(u, emotion=SHARED[name], audio_filepath=path, speaker=f"{corpus} {u.speaker}")
@@ -257,12 +257,12 @@ def across_folds(row, corpora, out, k=5):
 def with_marks(corpus, args):
     """The manifests of a corpus with prominence by acoustics, for one that has no marks by listeners."""
     folder, made = args.corpora[corpus], []
-    for manifest in CORPORA[corpus].manifests:
-        made.append(args.out / "marks" / corpus / manifest)
+    for manifest in CORPORA[corpus].files(folder):
+        made.append(args.out / "marks" / corpus / manifest.name)
         if not made[-1].exists():
             made[-1].parent.mkdir(parents=True, exist_ok=True)
             settings = dict(audio_base_path=folder, out=made[-1])
-            prosody_ser("prominence", settings, made[-1].with_suffix(".log"), folder / manifest)
+            prosody_ser("prominence", settings, made[-1].with_suffix(".log"), manifest)
     return made
 
 
@@ -378,7 +378,7 @@ def make_svm(row, place, args):
     from prosody_ser.evaluation import write_predictions
 
     about, folder, began = CORPORA[row.corpus], args.corpora[row.corpus], time.time()
-    folds = make_folds([folder / m for m in about.manifests], place / "folds", about.folds)
+    folds = make_folds(about.files(folder), place / "folds", about.folds)
     records = compare_svm(folds, folder, row.settings["refit"])
     write_predictions(place / "crossval_predictions.jsonl", records)
     about = dict(commit=commit(), machine=machine(), seed=0, minutes=(time.time() - began) / 60)
@@ -754,7 +754,7 @@ def folds_of(row, args):
     if row.kind == "across":
         return 5
     about = CORPORA[row.corpus]
-    rows = [u for m in about.manifests for u in read_manifest(args.corpora[row.corpus] / m)]
+    rows = [u for m in about.files(args.corpora[row.corpus]) for u in read_manifest(m)]
     return about.folds or len(set(groups_of(rows)))
 
 

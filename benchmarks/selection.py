@@ -156,7 +156,7 @@ def study(args):
 
     for corpus, path in (c.split("=", 1) for c in args.corpora):
         about, place = CORPORA[corpus], args.out / corpus
-        folds = make_folds([Path(path) / m for m in about.manifests], place / "folds", about.folds)
+        folds = make_folds(about.files(path), place / "folds", about.folds)
         for way, seed, fold in ((w, s, f) for w in args.ways for s in range(args.seeds) for f in folds):
             file = place / way / f"fold_{fold.name}_seed_{seed}.json"
             if file.exists():
