@@ -54,29 +54,6 @@ class SpeechDataset:
         return dict(audio=change_speed(load_utterance(u, self.audio_base_path), speed), words=u.words,
                     prosody=u.prosody_annotations, emotion=self.targets[i], row=i)
 
-# %% ../nbs/00c_batches.ipynb #380ba724
-def audio_keys(dataset):
-    "A name for the audio of each utterance: path, size, time of change, start and end."
-    for u in dataset.utterances:
-        path = find_audio(audio_path(u, dataset.audio_base_path), u.start, u.end)
-        name, size, changed = known_by(path, resolve=True)
-        yield f"{name}|{size}|{changed}|{u.start}|{u.end}"
-
-def content_keys(dataset, jobs):
-    "A name for what is heard in each job (row, speed): bytes, start and end, speed. A copy has the same."
-    digests = {}
-    for i, speed in tqdm(jobs, desc="reading audio", leave=False):
-        u = dataset.utterances[i]
-        path = find_audio(audio_path(u, dataset.audio_base_path), u.start, u.end)
-        known = known_by(path)
-        if known not in digests:                                       # a film of many utterances once
-            digests[known] = digest(path)
-        yield at_speed(f"{digests[known]}|{u.start}|{u.end}", speed)
-
-def at_speed(key, speed):
-    "The name of the same audio, faster or slower."
-    return key if speed == 1 else f"{key}|{speed:g}"
-
 # %% ../nbs/00c_batches.ipynb #d041
 def padding_waste(batches, seconds):
     "Share of padding in all that is computed; batches: lists of rows; seconds (N,): their lengths."
@@ -272,3 +249,26 @@ def loader_workers(wanted: int) -> int:
                       "data: this one loads it. Set TMPDIR to a shorter one, such as /tmp.", stacklevel=2)
         return 0
     return min(wanted, os.cpu_count())
+
+# %% ../nbs/00c_batches.ipynb #380ba724
+def audio_keys(dataset):
+    "A name for the audio of each utterance: path, size, time of change, start and end."
+    for u in dataset.utterances:
+        path = find_audio(audio_path(u, dataset.audio_base_path), u.start, u.end)
+        name, size, changed = known_by(path, resolve=True)
+        yield f"{name}|{size}|{changed}|{u.start}|{u.end}"
+
+def content_keys(dataset, jobs):
+    "A name for what is heard in each job (row, speed): bytes, start and end, speed. A copy has the same."
+    digests = {}
+    for i, speed in tqdm(jobs, desc="reading audio", leave=False):
+        u = dataset.utterances[i]
+        path = find_audio(audio_path(u, dataset.audio_base_path), u.start, u.end)
+        known = known_by(path)
+        if known not in digests:                                       # a film of many utterances once
+            digests[known] = digest(path)
+        yield at_speed(f"{digests[known]}|{u.start}|{u.end}", speed)
+
+def at_speed(key, speed):
+    "The name of the same audio, faster or slower."
+    return key if speed == 1 else f"{key}|{speed:g}"
