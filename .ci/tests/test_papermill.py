@@ -108,3 +108,21 @@ def test_loop_over_alpha(corpus, tmp_path):
     done = loop("-p", "batch_sise", "4", ALPHAS="0 0.1 2", DATA="")     # without data: the demo corpus
     assert done.returncode == 1 and done.stdout.count("is finished") == 2 and "alpha_2_seed_0 failed" in done.stdout
     assert "did you mean 'batch_size'" in (tmp_path / "comparison/comparison.md").read_text()           # named, not fatal
+
+
+@pytest.mark.parametrize("script", ["papermill/loop.sh", "hpc/alpha_array.sbatch"])
+def test_examples_go_on(tmp_path, script):
+    """What is finished is left alone, what was cut off goes on from its checkpoint, the rest begins; a stub for papermill says what it is called with."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/papermill").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "bin/papermill").chmod(0o755)
+    (tmp_path / "bin/activate").write_text("")
+    runs = [tmp_path / f"out/alpha_{a}_seed_0" for a in ("0.0", "0.001", "0.01")]
+    for run in runs[:2]:
+        (run / "checkpoint-8").mkdir(parents=True)
+        (run / "checkpoint-8/trainer_state.json").write_text("{}")
+    (runs[0] / "test_results.json").write_text("{}")
+    given = os.environ | dict(PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}", VENV=str(tmp_path), OUT=str(tmp_path / "out"), DATA="data", AUDIO="a.tar", ALPHAS="0.0 0.001 0.01", SEEDS="0")
+    said = [subprocess.run(["bash", f"examples/{script}", "-p", "num_epochs", "1"], cwd=ROOT, env=given | dict(SLURM_ARRAY_TASK_ID=str(i)), capture_output=True, text=True, check=True).stdout for i in range(3)]
+    calls = [line for line in "".join(said[:1] if "loop" in script else said).splitlines() if "alpha_" in line and "gather" not in line]
+    assert [("is finished" in c, "-p resume True" in c, "-p audio_base_path a.tar" in c) for c in calls] == [(True, False, False), (False, True, True), (False, False, True)]
