@@ -77,8 +77,8 @@ def annotation_of(u, row):
 
 def raw_rows(file, audio_base_path=None):
     "The utterances of a manifest, each with the row as it was read."
+    found = read_manifest(file, audio_base_path)                   # first: it says what is wrong with a file
     rows = {f"{Path(file)}:{place}": line for place, line in manifest_rows(Path(file))}
-    found = read_manifest(file, audio_base_path)
     return [(u, json.loads(rows[u.source].decode("utf-8-sig"))) for u in found]
 
 # %% ../nbs/02c_agreement.ipynb #agr7

@@ -52,7 +52,7 @@ from prosody_ser.config import (
     setting,
 )
 
-from .parsing import from_parameters, make_parser, parse_args
+from .parsing import from_parameters, make_parser, parse_args, with_underscores
 
 # %% ../nbs/12_cli.ipynb #12traincommc006
 def quiet_libraries():
@@ -153,10 +153,10 @@ class _CrossvalConfig(Settings):
 def _parse_both(settings, name, argv, about):
     "Settings of a command that trains many times, and those of training, which are taken too."
     parser = make_parser(settings, f"prosody-ser {name}", allow_abbrev=False, **about)
-    found, rest = parser.parse_known_args(argv)
+    found, rest = parser.parse_known_args(list(map(with_underscores, argv)))
     manifests = "train_jsonl", "val_jsonl", "test_jsonl", "tokenizer_path"
     own = [f"--{n}" for n in (*manifests, "run_ablation_study", "resume")]
-    if taken := [a for a in rest if a.split("=")[0] in own]:
+    if taken := [a for a in rest if a[:2] == "--" and any(o.startswith(a.split("=")[0]) for o in own)]:
         parser.error(f"{taken[0]}: {name} sees to that itself. Leave it out.")
     try:
         how = settings(**vars(found))
@@ -322,7 +322,7 @@ class _MemoryConfig(Settings):
     "Estimate the memory of a training step: all weights, LoRA, heads only."
     backbone: str = setting("whisper", "family of the shared encoder", choices=list(BACKBONES))
     backbone_path: str | None = setting(None, "hub id or folder; default: the family's sizes", path=True)
-    batch_size: int = setting(8, "utterances in a batch")
+    batch_size: int = setting(8, "utterances in a batch, at most; in all 10 s for each")
     seconds: float = setting(10.0, "length of the longest utterance in the batch")
     vocab_size: int = setting(4000, "pieces of the tokenizer")
     no_amp: bool = setting(False, "float32 instead of 16-bit arithmetic")

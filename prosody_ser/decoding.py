@@ -316,6 +316,8 @@ def train_lm(
     "Train an interpolated Kneser-Ney model and write it in ARPA format; raises LMError without text"
     if not 2 <= order <= 6:
         raise LMError(f"order {order}: KenLM reads 2 to 6. Choose one of these; 3 suits small corpora.")
+    if Path(path).is_file() and "\\data\\" not in Path(path).read_text("utf-8", "replace")[:1000]:
+        raise LMError(f"{path} is there and is no ARPA file: it is not written over. Give another name.")
     counts = _count_ngrams(_lm_sentences(sentences), order)
     orders, gammas = zip(*_kneser_ney(counts), strict=True)
     orders[0].update({("<s>",): 1e-99, ("<unk>",): gammas[0][()] / len(counts[0])})

@@ -603,8 +603,8 @@ def _prediction(line, place):
         record = json.loads(line)
     except json.JSONDecodeError as e:
         raise ManifestError(f"{place}: not JSON ({e.msg}, column {e.colno}). {_GIVE_PREDICTIONS}") from None
-    if isinstance(record, dict) and "id" in record:
+    if isinstance(record, dict) and "id" in record and ("words" not in record or "prominence" in record):
         return record | dict(emotion=None) if is_tied(record.get("emotion_shares")) else record
-    raise ManifestError(f"{place}: no prediction, an object with an id. {_GIVE_PREDICTIONS}")
+    raise ManifestError(f"{place}: no prediction with its reference. {_GIVE_PREDICTIONS}")
 
 _GIVE_PREDICTIONS = "Give the predictions.jsonl that an evaluation has written; was it cut off?"

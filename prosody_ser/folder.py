@@ -568,6 +568,8 @@ def _drawn(figure, dpi=None):
 
 def save_figure(figure, file, dpi=150):
     "Write a matplotlib figure to a PNG file, whose folder is made, or to a file object; and close it."
+    if not hasattr(file, "write") and Path(file).suffix.lower() != ".png":
+        raise FolderError(f"{file}: a figure is a PNG file. Give it a name that ends in .png.")
     drawn = _drawn(figure, dpi=dpi)
     if hasattr(file, "write"):
         file.write(drawn)

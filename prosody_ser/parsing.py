@@ -70,13 +70,22 @@ def _add_setting(parser, f):
     if kind is bool and not f.name.startswith("no_"):      # also where it is off: a recipe may turn it on
         parser.add_argument(f"--no_{f.name}", dest=f.name, action="store_false", help=argparse.SUPPRESS)
 
+# %% ../nbs/01b_parsing.ipynb #2ff54e26
+def _places(config_class):
+    "What is known by its place, as a usage line has it."
+    for f in (f for f in fields(config_class) if f.metadata.get("positional")):
+        name = f.name.upper() + (" ..." if _setting_type(f)[1] else "")
+        yield name if is_required(f) else f"[{name}]"
+
 def make_parser(
     config_class, # a configuration
     prog=None,    # name of the command
     **about,      # its description and epilog
 ) -> argparse.ArgumentParser:
     "A parser of a configuration's settings, under the headings of its groups."
-    usage = "%(prog)s [--help] [--SETTING VALUE ...] [--no_SWITCH ...]"
+    usage = " ".join(["%(prog)s", *_places(config_class), "[--help] [--SETTING VALUE ...]"])
+    if any(_setting_type(f)[0] is bool for f in fields(config_class)):
+        usage += " [--no_SWITCH ...]"
     about = dict(description=config_class.__doc__, usage=usage) | about
     parser = argparse.ArgumentParser(prog=prog, **about)
     if issubclass(config_class, TrainConfig):
@@ -98,24 +107,44 @@ def parse_args(
 ):
     "A configuration from command-line arguments. Exits with 2 and one sentence where they cannot be meant."
     parser = make_parser(config_class, prog, **about)
-    argv = [_with_underscores(a) for a in (sys.argv[1:] if argv is None else argv)]
+    argv = [with_underscores(a) for a in (sys.argv[1:] if argv is None else argv)]
     if fault := _current_folder_fault() or _dashed(argv, config_class):
         parser.error(fault)
     recipe = getattr(parser.parse_known_args(argv)[0], "recipe", "default")
-    parser.set_defaults(**RECIPES[recipe])                  # what else is given wins
+    parser.set_defaults(**_NO_HEAD | RECIPES[recipe])       # what else is given wins
     found, rest = parser.parse_known_args(argv)
     if rest:
         parser.error(unknown_setting(rest[0].split("=")[0].lstrip("-"), config_class))
+    if fault := _choose_heads(found) or _empty_path(found, config_class):
+        parser.error(fault)
     try:
         return config_class(**{f.name: getattr(found, f.name) for f in fields(config_class)})
     except ConfigError as e:
         parser.error(str(e))
 
-def _with_underscores(argument):
+# %% ../nbs/01b_parsing.ipynb #cbc2713b
+def with_underscores(argument):
     "--batch-size is --batch_size."
     name, equals, value = argument.partition("=")
     if not re.match("--[a-z]", name): return argument
     return "--" + name[2:].replace("-", "_") + equals + value
+
+_NO_HEAD = dict.fromkeys(("use_alpha_ser", "use_alpha_asr", "use_alpha_prosody"))        # None: not named
+
+def _choose_heads(found):
+    "The heads that are named; else all but those that are switched off. Returns what is wrong, or None."
+    said = {name: getattr(found, name, None) for name in _NO_HEAD}
+    if False in said.values() and True not in said.values():
+        said = {name: on is None for name, on in said.items()}
+        if not any(said.values()): return "all heads are switched off: leave one of them on"
+    for name, on in said.items():
+        setattr(found, name, bool(on))
+
+def _empty_path(found, config_class):
+    "What to say of a path that is an empty text, as a shell makes of a variable that is not set."
+    for f in fields(config_class):
+        if f.metadata.get("path") and f.name != "audio_base_path" and getattr(found, f.name) in ("", [""]):
+            return f"{f.name} is empty: was a variable of the shell not set?"
 
 # %% ../nbs/01b_parsing.ipynb #88639419
 def _dashed(argv, config_class):
@@ -196,7 +225,8 @@ def _read(kind, text):
     try:
         return _yes_or_no(text) if kind is bool else kind(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {_TYPE_NAMES[kind]}.") from None
+        cure = " Names of files come before switches." if kind is bool and re.search(r"[./\\]", text) else ""
+        raise argparse.ArgumentTypeError(f"{text!r} is not {_TYPE_NAMES[kind]}.{cure}") from None
 
 # %% ../nbs/01b_parsing.ipynb #fromparameters
 def from_parameters(

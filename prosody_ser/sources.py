@@ -83,10 +83,13 @@ class Source:
     def fields(self, file, names):
         "Their column -> our field."
         self.need(file, names)
+        known = "split", "emotion_shares"
+        if wrong := [ours for ours in self.columns if unread([ours]) and ours not in known]:
+            raise ManifestError(f"--columns {wrong[0]}={self.columns[wrong[0]]}: a row has no field "
+                                f"{wrong[0]!r}. It has audio_filepath, words or text, emotion, speaker, ...")
         theirs = {column: ours for ours, column in self.columns.items()}
         fields = {n: theirs.get(n) or n.strip().lower() for n in names}
         fields |= {n: "" for n, f in fields.items() if f in self.columns and n not in theirs}
-        known = "split", "emotion_shares"
         for name in (n for n in names if unread([fields[n]]) and fields[n] not in known):
             self.note("left out: columns that mean nothing here (--columns OURS=THEIRS)", name)
         return fields

@@ -321,6 +321,9 @@ class SentencePieceTokenizer(_Coverage):
                         text_data): # a list of sentences, or the path of a manifest or of a text file
         "Train on the text, save the model, and return the tokenizer, ready for use."
         wanted = self.vocab_size or 16000
+        if Path(f"{self.model_prefix}.model").with_name("config.json").exists():
+            raise TokenizerError(f"{self.model_prefix}.model is part of a trained model, which would write "
+                                 "nonsense with another tokenizer. Give another place.")
         model = _train(_read_text(text_data), wanted, self.model_type, self.character_coverage)
         self.model_path = f"{self.model_prefix}.model"
         self._use(model, self.model_path).save(self.model_path)
