@@ -137,7 +137,7 @@ def test_file(corpus, tmp_path, command, kind):
 
 @pytest.mark.parametrize("path", ["", ".", "nowhere.jsonl", "a" * 300 + ".jsonl", "m\n.jsonl", "https://example.org/m.jsonl"])
 def test_manifest_path(corpus, tmp_path, command, path):
-    refused(training(corpus, tmp_path, train_jsonl=path), command, "manifest")
+    refused(training(corpus, tmp_path, train_jsonl=path), command, "manifest" if path else "train_jsonl is empty")
 
 
 # ---- sound files: every damage is refused, or the right sound is heard; what is heard in part is told
