@@ -322,7 +322,7 @@ class _MemoryConfig(Settings):
     "Estimate the memory of a training step: all weights, LoRA, heads only."
     backbone: str = setting("whisper", "family of the shared encoder", choices=list(BACKBONES))
     backbone_path: str | None = setting(None, "hub id or folder; default: the family's sizes", path=True)
-    batch_size: int = setting(8, "utterances in a batch, at most; in all 10 s for each")
+    batch_size: int = setting(8, "utterances in a batch; fewer if they are longer than 10 s")
     seconds: float = setting(10.0, "length of the longest utterance in the batch")
     vocab_size: int = setting(4000, "pieces of the tokenizer")
     no_amp: bool = setting(False, "float32 instead of 16-bit arithmetic")

@@ -156,3 +156,12 @@ def test_rules_take_what_they_say(tmp_path):
     scores = selection.scores(val["2"])
     assert float(np.ravel(scores["ser/ua"])[0]) == pytest.approx(.9) and float(np.ravel(scores["asr/wer"])[0]) == .25
     assert float(np.ravel(scores["skill"])[0]) == pytest.approx((.8 + .75) / 2)
+
+
+def test_whole_corpora_take_the_place_of_parts(tmp_path):
+    """`prosody-ser prepare` writes all.jsonl; the part that the record is of has a name of its own."""
+    nemo = record.CORPORA["nemo"]
+    (tmp_path / "all.jsonl").write_text("")
+    assert nemo.files(tmp_path) == [tmp_path / "all.jsonl"]
+    (tmp_path / "small.jsonl").write_text("")
+    assert nemo.files(tmp_path) == [tmp_path / "small.jsonl"]
