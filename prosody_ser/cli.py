@@ -239,7 +239,7 @@ def _audit(config):
     aside = sys.stderr if config.json else sys.stdout                    # JSON stays JSON
     if config.fix:
         _fix_manifests(config, splits, aside)
-    if config.plot:
+    if config.plot and splits:
         _plot_splits(config, splits, segment)
         print(config.plot, file=aside)
     sys.exit(exit_code(found, config.strict))
@@ -402,10 +402,9 @@ def main(
     from prosody_ser.folder import run_command
     if own:
         atexit.register(gc.freeze)          # what is left goes with the process, nobody need look for it
-    if own and name == "predict":
-        from prosody_ser.predict import import_less
-        import_less()
-    run_command(lambda: (quiet_libraries(), command.run(config)), **_told_when_stopped(name, config))
+    less = own and name == "predict"        # in a process of its own it imports only what it needs
+    run_command(lambda: (less and import_module("prosody_ser.predict").import_less(), quiet_libraries(),
+                         command.run(config)), **_told_when_stopped(name, config))
 
 # %% ../nbs/12_cli.ipynb #16pagesc006
 # Of every page, beside its settings: name -> type, default, help.

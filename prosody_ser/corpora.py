@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .audio import audio_digest
 from .config import ConfigError, check_files, expand_path, one_folder, paths_of
-from .data import Manifest, read_manifest, rows_digest
+from .data import Manifest, read_manifest, rows_digest, write_manifest
 from .labels import classes_of, is_undecided, shares_of, some_class
 from .pack import is_pack
 from .sources import pairs_of
@@ -134,6 +134,36 @@ def indices_told(u):
     "What is wrong with a row of one of several corpora whose emotion is an index."
     return (f"{u.source}: emotion {some_class(u.emotion)} is an index, and corpora may number their emotions "
             "each in its way. Write names, or say --emotion_names where all have the same numbers.")
+
+# %% ../nbs/01f_corpora.ipynb #0a2b6584
+def _row_of_others(file, ours):
+    "What of a manifest would be lost, in words, or None. ours: digests of the rows that are written now."
+    if os.path.isfile(file) and not os.path.getsize(file): return None
+    try:
+        other = next((u for u in read_manifest(file) if rows_digest([u]) not in ours), None)
+    except (ManifestError, OSError) as e:
+        return str(e).rstrip(".")
+    return other and f"{other.source}: this row is of another corpus, or was changed since it was written"
+
+def write_parts(out, rows, splits, folds):
+    """Write all.jsonl, a manifest for each of the splits (name -> rows), and folds/0, folds/1, ...; those of
+    more folds go away. Raises ManifestError, before anything is written, where other rows would be lost."""
+    out, parts = Path(out), {f"{name}.jsonl": part for name, part in dict(all=rows, **splits).items()}
+    parts |= {f"folds/{i}/{s}.jsonl": part for i, fold in enumerate(folds)
+              for s, part in zip(SPLITS, fold, strict=True)}
+    there = [d/f"{s}.jsonl" for d in (out/"folds").glob("[0-9]*") if d.name.isdigit() for s in SPLITS]
+    there = [f for f in dict.fromkeys([*(out/name for name in parts), *there]) if os.path.lexists(f)]
+    ours = {rows_digest([u]) for u in rows} if there else ()
+    if fault := next(filter(None, (_row_of_others(f, ours) for f in there)), None):
+        raise ManifestError(f"{fault}.\nIt would be lost, so nothing was written. Name another folder than "
+                            f"{out}, or move away what is there.")
+    for name, part in parts.items():
+        write_manifest(part, out/name)
+    for old in {*there} - {out/name for name in parts}:
+        old.unlink()
+        if not any(old.parent.iterdir()):
+            old.parent.rmdir()
+
 
 # %% ../nbs/01f_corpora.ipynb #digest
 def rows_as_given(rows):

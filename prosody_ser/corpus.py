@@ -41,7 +41,9 @@ from prosody_ser.data import (
 )
 
 from .audio import SAMPLING_RATE
+from .corpora import write_parts
 from .files import SOUND_ENDINGS, files_below
+from .folder import refuse_foreign
 from .text import ManifestError, read_old_text
 
 # %% ../nbs/00b_corpus.ipynb #c008
@@ -266,6 +268,7 @@ def speak_in_child(folder, plan, progress):
 # %% ../nbs/00b_corpus.ipynb #c034
 _VERSION = 1   # raise it when the same plan no longer gives the same audio
 _SPLITS = "train", "val", "test"
+_WRITTEN = [*(f"{split}.jsonl" for split in _SPLITS), "corpus.json"]
 
 def make_demo_corpus(
     out_dir,       # gets audio/*.wav, train.jsonl, val.jsonl, test.jsonl, corpus.json
@@ -275,14 +278,14 @@ def make_demo_corpus(
     seed=0,        # same seed and sizes, same bytes
     progress=True, # draw a bar
 ) -> Path:         # out_dir
-    "Make the demo corpus, or find it made already."
+    """Make the demo corpus, or find it made already. Raises FolderError where the folder has manifests of
+    something else."""
     out_dir, sizes = Path(out_dir), dict(zip(_SPLITS, (n_train, n_val, n_test), strict=True))
     if min(sizes.values()) < 1: raise ValueError(f"Each split needs at least one utterance, got {sizes}.")
     plans = {split: plan_split(split, n, seed) for split, n in sizes.items()}
     digest = hashlib.sha256(json.dumps(plans).encode()).hexdigest()
     parameters = {"version": _VERSION, "seed": seed, **sizes, "plan": digest}
-    found = out_dir/"corpus.json"
-    if found.is_file() and json.loads(found.read_text("utf-8"))["parameters"] == parameters: return out_dir
+    if _made_before(out_dir) == parameters: return out_dir
     espeak_paths()   # a missing extra is an error before any work
     out_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out_dir, prefix=".building-") as built:
@@ -305,15 +308,21 @@ def demo_corpus(
     make_demo_corpus(folder, **options)
     return tuple(read_manifest(Path(folder)/f"{split}.jsonl", audio_base_path=folder) for split in _SPLITS)
 
+def _made_before(folder):
+    "The parameters of the demo corpus in a folder; None where there is none. Raises FolderError for another."
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return json.loads((folder/"corpus.json").read_text("utf-8"))["parameters"]
+    refuse_foreign(folder, _WRITTEN, (), "FOLDER")
+
 def _move_into_place(built, folder):
     "Move a finished corpus to its place, where it replaces an older one; corpus.json goes last."
-    (folder/"corpus.json").unlink(missing_ok=True)
+    (folder/"corpus.json").write_text('{"parameters": null}')         # ours, and not whole
     (folder/"audio").mkdir(exist_ok=True)
     for old in (folder/"audio").glob("demo_*.wav"):
         old.unlink()
     for wav in (built/"audio").iterdir():
         os.replace(wav, folder/"audio"/wav.name)
-    for name in [*(f"{split}.jsonl" for split in _SPLITS), "corpus.json"]:
+    for name in _WRITTEN:
         os.replace(built/name, folder/name)
 
 # %% ../nbs/00b_corpus.ipynb #notestext
@@ -540,7 +549,8 @@ def prepare(
     folds=None, # number of folds; None: 5 for ravdess and cremad, one for each speaker for the others
     seed=0,     # of the split, and of the order in which speakers are dealt to folds
 ) -> dict:      # utterances in all and in each split, number of folds, and how many were left out by reason
-    "Write the manifests of a public corpus and print what they hold, and what was left out and why."
+    """Write the manifests of a public corpus and print what they hold, and what was left out and why.
+    Raises `ManifestError` where rows of something else would be written over."""
     if corpus not in _RECIPES:
         raise ManifestError(f"{corpus}: no recipe of this name; there are {', '.join(_RECIPES)}. "
                             "For other data write a manifest, one JSON object a line.")
@@ -548,23 +558,10 @@ def prepare(
     splits = dict(zip(_SPLITS, split_by_group(rows, seed=seed), strict=True))
     session = (lambda s: s[:5]) if corpus == "iemocap" else None      # Ses01F and Ses01M talk to each other
     tests = speaker_folds(rows, folds or _FOLDS.get(corpus), session, seed)
-    _write_all(Path(out), rows, splits, tests)
+    write_parts(out, rows, splits, tests)
     print(describe(splits, emotion_names(rows)), *notes_text(notes), sep="\n")
     print(f"{len(rows)} utterances of {len({u.speaker for u in rows})} speakers -> {out}: all.jsonl, train, "
           f"val and test.jsonl, folds/0 to {len(tests) - 1}; --audio_base_path {source}")
     counts = {split: len(us) for split, us in dict(all=rows, **splits).items()}
     return counts | dict(folds=len(tests), notes={reason: len(names) for reason, names in notes.items()})
 
-def _write_all(out, rows, splits, tests):
-    "Write all manifests; folds of an earlier run that are no longer among them go away."
-    for name, part in dict(all=rows, **splits).items():
-        write_manifest(part, out/f"{name}.jsonl")
-    for i, fold in enumerate(tests):
-        for name, part in zip(_SPLITS, fold, strict=True):
-            write_manifest(part, out/"folds"/str(i)/f"{name}.jsonl")
-    for old in (out/"folds").glob("[0-9]*"):
-        if old.name.isdigit() and int(old.name) >= len(tests):
-            for name in _SPLITS:
-                (old/f"{name}.jsonl").unlink(missing_ok=True)
-            if not any(old.iterdir()):
-                old.rmdir()
