@@ -104,13 +104,12 @@ def train_and_report(
     from prosody_ser.ablation import run_ablation
     from prosody_ser.evaluate import metrics_table, selection_note
     from prosody_ser.run import Run
-    from prosody_ser.selection import floor_warnings
     from prosody_ser.train import run_training
     metrics = run_ablation(config) if config.run_ablation_study else run_training(config)
     if metrics:
         print(f"\ntest set, {selection_note(config)}\n\n{metrics_table(metrics)}")
         lines = Run(config.save_dir).summary.read_text(encoding="utf-8").splitlines()
-        print(*(x for x in lines if x.startswith("95 % intervals")), *floor_warnings(metrics), sep="\n")
+        print(*(x for x in lines if x.startswith(("95 % intervals", "beware: "))), sep="\n")
     if not int(os.environ.get("RANK", 0)):
         print(f"\n{_output_files(config.save_dir)}")
     return metrics

@@ -195,7 +195,7 @@ def _transcript_rows(metrics):
     return ["", "value"], [[name, form.format(metrics[k]).replace("%", " %")] for k, (name, form) in rows]
 
 # %% ../nbs/07b_report.ipynb #c043
-_IN_WORDS = {"choice", "renamed", "corpora", "intervals", "calibration", "unknown_words"}  # told in notes
+_IN_WORDS = {"choice", "renamed", "corpora", "intervals", "calibration", "unknown_words", "seen"}   # told
 
 def _calibration_note(calibration, metrics):
     "What the temperature did, from the dict of calibrate."
@@ -245,8 +245,8 @@ class Scores(dict):
     def warnings(self):
         "Sentences that must not be missed."
         advice = evaluation.ctc_advice(self, self.settings.get("ctc") or {})
-        unknown = [f"beware: {told}"] if (told := self.settings.get("unknown_words")) else []
-        return list(filter(None, [advice, *unknown, *floor_warnings(self)]))
+        told = [f"beware: {self.settings[k]}" for k in ("seen", "unknown_words") if k in self.settings]
+        return list(filter(None, [advice, *told, *floor_warnings(self)]))
 
     tables = property(lambda self: _tables(self), doc="Title -> names of the columns, rows of texts.")
 

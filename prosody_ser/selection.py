@@ -51,6 +51,17 @@ def _cure(head, scores, floor):
     return f"All scored {kinds[head, floor]}, so no training can help: score rows of both kinds{ties}."
 
 
+# %% ../nbs/07a_selection.ipynb #6b16f9af
+def seen_before(splits):
+    "dict(seen=a sentence) where test rows are in training or validation too, else {}; splits: name -> rows."
+    def places(rows):
+        return [(u.audio_filepath, u.start, u.end) for u in rows]
+    known = {place for s, rows in splits.items() if s != "test" for place in places(rows)}
+    n = sum(place in known for place in places(splits["test"]))
+    told = (f"{n} of {len(splits['test'])} test utterances are in the training or validation set too. These "
+            "scores do not say how good the model is on speech it has not heard. Test it on other speakers.")
+    return dict(seen=told) if n else {}
+
 # %% ../nbs/07a_selection.ipynb #se1
 def standard_error(
     records,       # from predict

@@ -76,7 +76,7 @@ from .inference import CachedDataset, FeatureCache, cache_folder, predict, predi
 from .labels import emotion_ids, some_class
 from .model import add_lora, create_model, load_checkpoint, save_pt
 from .parsing import from_parameters
-from .selection import can_be_scored, choice_text, floor_warnings, out_of_patience
+from .selection import can_be_scored, choice_text, floor_warnings, out_of_patience, seen_before
 from .text import ManifestError
 from .tokenizer import UNKNOWN_REFUSED, SentencePieceTokenizer, TokenizerError, frames_needed
 from .tracking import check_trackers, close_trackers, open_trackers, send_test, send_validation
@@ -417,14 +417,14 @@ def _report_settings(config, model, history, calibration):
         found["learned_alphas"] = {t: round(a.item(), 4) for t, a in model.alphas.items()}
     return found
 
-def _test(config, model, test, history, calibration, how):
+def _test(config, model, data, history, calibration, how):
     "Predict and score the test set, and write its results; the metrics."
-    run = Run(config.save_dir)
-    options = decoder_options(config, model.processor.tokenizer)
+    run, test, tokenizer = Run(config.save_dir), data["test"], model.processor.tokenizer
+    options = decoder_options(config, tokenizer)
     records = predict(model, test, decode=config.decode_method, **how, **options)
     settings = _report_settings(config, model, history, calibration)
-    file, tokenizer = named_files(config.test_jsonl), model.processor.tokenizer
-    if model.asr and (told := tokenizer.unknown_words(test.utterances, file)[1]):
+    settings |= seen_before({s: part.utterances for s, part in data.items()})
+    if model.asr and (told := tokenizer.unknown_words(test.utterances, named_files(config.test_jsonl))[1]):
         settings["unknown_words"] = told
     scores = write_report(run.test_folder, records, test.names, settings, one_folder(config.audio_base_path))
     settings = {k: scores.settings[k] for k in settings}  # the calibration now has the test's error, too
@@ -459,7 +459,7 @@ def _finish(config, data, history):
     calibration = _calibrate_run(config, model, data, **how) if model.ser else None
     save_pt(model, run.best_model_file)
     if "test" not in data: return _end_without_test(config)
-    return _test(config, model, data["test"], history, calibration, how)
+    return _test(config, model, data, history, calibration, how)
 
 # %% ../nbs/09b_training.ipynb #job2
 def train_and_test(
