@@ -443,8 +443,8 @@ _TIES = dict(
                   tied_words="words that exactly half of the listeners marked are not prominent"),
     soft=dict(ties="with a tie of emotions", tied_words="words that exactly half of the listeners marked"))
 _CURES = dict(
-    majority="A third listener decides most ties.",
-    soft="Ties train, and scores leave them out: a third listener decides most of them; --labels majority "
+    majority="One more listener decides most ties.",
+    soft="Ties train, and scores leave them out: one more listener decides most of them; --labels majority "
          "leaves tied emotions without a label, and tied words not prominent.")
 
 # %% ../nbs/02c_agreement.ipynb #agr25

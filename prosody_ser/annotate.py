@@ -25,9 +25,10 @@ import numpy as np
 import soundfile as sf
 
 from .agreement import LABELS, OWN, annotation_of, raw_rows
-from .audio import SAMPLING_RATE, load_utterance
+from .audio import SAMPLING_RATE, audio_path, load_utterance
 from .config import ConfigError, TrainingError
 from .data import emotion_names, row_utterance, stretch_key
+from .files import find_audio
 from .folder import FolderError, StorageError, check_in, one_writer, to_json
 from .labels import is_class, uses_of
 from .text import ManifestError, name_key, plain_name
@@ -154,6 +155,19 @@ def _refuse_numbers(names):
         raise ConfigError(f"the emotions are numbers ({', '.join(names)}), which nobody hears. Name them in "
                           "their order: --emotions neutral anger ..., or --emotions akan.")
 
+def _check_there(manifest, rows):
+    "Warn of recordings that are not there. Raises ManifestError where none is."
+    absent = []
+    for u in rows:
+        try:
+            find_audio(audio_path(u), u.start, u.end)
+        except ManifestError as e:
+            absent.append(e)
+    if not absent: return
+    told = f"{manifest}: {len(absent)} of {len(rows)} recordings cannot be heard, the first one: {absent[0]}"
+    if len(absent) == len(rows): raise ManifestError(f"{told} (--audio_base_path?)")
+    warnings.warn(told, stacklevel=3)
+
 def _order(keys, config, hints):
     "The order in which a listener hears utterances: their own, the same each time."
     keys = list(keys)
@@ -181,6 +195,7 @@ class _Work:
         if config.suggest:
             self.hints, self.names = _hints(config, todo, self.names)
         _refuse_numbers(self.names)
+        _check_there(config.manifest, todo.values())
         self.order = [*self.said, *(k for k in _order(self.rows, config, self.hints) if k in todo)]
         self.kept = None, None
 

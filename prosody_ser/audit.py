@@ -11,6 +11,7 @@ import json
 import re
 import tomllib
 import unicodedata
+import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -31,7 +32,7 @@ from .corpora import add_rows, names_apart, own_folders, rename_emotions
 from .data import Utterance, emotion_names, manifest_rows, read_rows
 from .folder import write_new
 from .labels import classes_of, is_acoustic, is_prominent, is_undecided, label_among
-from .text import ManifestError, film_folder, name_key, path_key, title_of
+from .text import ManifestError, film_folder, group_pattern, name_key, path_key, title_of
 from .tokenizer import WORD_FAULTS, frames_needed, look_alikes, repair_word, strip_punctuation
 
 # %% ../nbs/02b_audit.ipynb #c006
@@ -94,19 +95,9 @@ def _place(u, segment=SEGMENT):
     return path_key(u.audio_filepath), float(u.start or 0), np.nan if u.end is None else u.end
 
 # %% ../nbs/02b_audit.ipynb #places
-def _group_pattern(name, pattern, groups, example):
-    "A regular expression with these groups. Raises `ManifestError`."
-    try:
-        compiled = re.compile(pattern)
-    except re.error as e:
-        raise ManifestError(f"{name} {pattern!r}: no regular expression ({e}). Such as: {example}") from None
-    if missing := ", ".join(sorted(groups - set(compiled.groupindex))):
-        raise ManifestError(f"{name} {pattern!r} has no group {missing}. Name the groups as in {example}")
-    return compiled
-
 def _places(utterances, segment):
     "The places of the utterances, a data frame; lengths of names are believed where they are an utterance's."
-    pattern = _group_pattern("segment", segment, {"recording", "start", "end"}, SEGMENT)
+    pattern = group_pattern("segment", segment, {"recording", "start", "end"}, SEGMENT)
     places = pd.DataFrame([_place(u, pattern) for u in utterances], columns=["recording", "begin", "end"])
     median = (places.end - places.begin).median()
     if np.isnan(median) or .1 < median < 600: return places
@@ -474,7 +465,10 @@ def _unread_fields(splits):
 # %% ../nbs/02b_audit.ipynb #readsplits
 def _name_speakers(utterances, speaker):
     "Rows with the speaker that their file's name tells; one that is given stays."
-    pattern = _group_pattern("speaker", speaker, {"speaker"}, "(?P<speaker>spk[0-9]+)_")
+    pattern = group_pattern("speaker", speaker, {"speaker"}, "(?P<speaker>spk[0-9]+)_")
+    unknown = [u.audio_filepath for u in utterances if u.speaker is None]
+    if unknown and not any(map(pattern.search, unknown)):
+        warnings.warn(f"--speaker {speaker!r} fits no name of a file, such as {unknown[0]}.", stacklevel=2)
     found = [u.speaker is None and pattern.search(u.audio_filepath) for u in utterances]
     return [replace(u, speaker=m["speaker"]) if m else u for u, m in zip(utterances, found, strict=True)]
 

@@ -211,6 +211,16 @@ class TurnSampler:
             yield [self.places[i][turn % len(self.places[i])] for i in batch]
 
 # %% ../nbs/00c_batches.ipynb #all
+def rows_that_fit(batch_size, seconds):
+    "How many utterances of so many seconds are in a batch under the default --max_batch_seconds."
+    return max(1, min(batch_size, int(10 * batch_size / seconds)))
+
+def batch_text(batch_size=8, seconds=10.0, **_):
+    "What such a batch is, in a line."
+    rows = rows_that_fit(batch_size, seconds)
+    fewer = f": --max_batch_seconds is {10 * batch_size} there, 10 s for each of {batch_size}"
+    return f"a batch of {rows} x {seconds:g} s{fewer if rows < batch_size else ''}"
+
 def train_batches(rows, config, size, **order):
     """The batches of training rows (SpeechDataset) that the settings ask for, of at most size rows; order:
     seed, epoch, world and rank of `DurationBatchSampler`."""

@@ -509,12 +509,13 @@ def unused_settings(
     "Lines for the user: settings that were given and have no effect, and advice on a frozen backbone."
     given, on = non_defaults(config), config.tasks
     of_study = {f.name for f in fields(_StudySettings)}
-    of_transcript = {f.name for f in fields(_CTCSettings)} | set(DECODING_SETTINGS)
+    of_transcript = {f.name for f in fields(_CTCSettings)} | set(DECODING_SETTINGS) | {"alpha_asr"}
     of_emotion = {"class_weights", "logit_adjustment", "focal_gamma", "balanced_sampling", "pooling",
-                  "speaker_norm", "ser_weight_decay"}
+                  "speaker_norm", "ser_weight_decay", "alpha_ser"}
+    of_prominence = {"prosody_pos_weight", "prosody_alignment", "alpha_prosody"}
     groups = [(of_emotion, "ser" in on, "the emotion head is off"),
               (of_transcript, "asr" in on, "the transcript head is off"),
-              ({"prosody_pos_weight", "prosody_alignment"}, "prosody" in on, "the prominence head is off"),
+              (of_prominence, "prosody" in on, "the prominence head is off"),
               ({"whisper_tail_seconds"}, config.backbone in ("whisper", "tiny"), "this is no Whisper"),
               (of_study, config.run_ablation_study, "there is no --run_ablation_study"),
               ({"experiment_name", "track_audio"}, config.trackers, "no tracker is on"),

@@ -9,6 +9,7 @@ __all__ = []
 import json
 import os
 import re
+import warnings
 from collections import Counter
 from dataclasses import replace
 from hashlib import blake2b
@@ -101,11 +102,15 @@ def read_splits(
         rename_emotions(rows, config.emotion_map, only is SPLITS)
     return splits
 
-def rename_emotions(rows, emotion_map, every=False):
+def rename_emotions(rows, emotion_map, every=False, tell=False):
     """Give the emotions of rows the names of --emotion_map, in place. A part of a corpus may well lack one of
-    its names; every: raise `ManifestError` for those."""
+    its names; every: raise `ManifestError` for those, tell: warn of them."""
     from prosody_ser.convert import map_emotions  # here: few runs need it
     names, there = pairs_of(emotion_map, "emotion_map"), {name_key(c) for c in classes_of(rows)}
+    if lost := [n for n in names if tell and name_key(n) not in there]:
+        found = ", ".join(sorted(map(str, classes_of(rows)))) or "none"
+        warnings.warn(f"--emotion_map: no row has the emotion {', '.join(lost)}; there are {found}.",
+                      stacklevel=2)
     map_emotions(rows, {n: ours for n, ours in names.items() if every or name_key(n) in there})
 
 def own_map(config, rows, classes):
@@ -245,7 +250,7 @@ def check_labels(splits, config):
         if any(map(_SCORED[task], splits["val"])): continue
         raise ManifestError(f"{named_files(config.val_jsonl)}: no score of the {LABELS[task][1]} head can be "
                             "computed: all its labels are ties (half of the listeners each) or empty. "
-                            "Add validation rows with others; a third listener decides most ties.")
+                            "Add validation rows with others; one more listener decides most ties.")
 
 _SCORED = {"ser": lambda u: u.label is not None, "asr": lambda u: u.words,
            "prosody": lambda u: not all(map(is_undecided, u.prosody_annotations or ()))}

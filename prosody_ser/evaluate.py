@@ -528,7 +528,7 @@ def evaluate_model(
     where = named_files((about or {}).get("test_jsonl")) or "the transcripts"
     if config.emotion_map:
         utterances = [replace(u) for u in utterances]
-        rename_emotions(utterances, config.emotion_map)
+        rename_emotions(utterances, config.emotion_map, tell=True)
     with one_writer(folder, "output_dir") if folder else nullcontext():
         if folder:
             free_for_tables(folder, "report", "output_dir")

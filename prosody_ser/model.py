@@ -24,6 +24,7 @@ from transformers.utils import ModelOutput, cached_file
 from . import alignment, decoding
 from .audio import SAMPLING_RATE, load_samples
 from .backbones import ENCODERS, Backbone, build_encoder, encoder_config, load_encoder, unreadable
+from .batches import batch_text, rows_that_fit
 from .config import CTC_DEFAULTS, FRAME_RATE, TASKS, TINY_FRAME_RATE, ConfigError, expand_path
 from .ctc import global_mean, regularised_ctc, world_size
 from .folder import what_instead
@@ -564,7 +565,7 @@ def memory_estimate(
     heads = H * vocab_size + vocab_size + 6 * 128 * H                         # CTC's matrix, prosody head
     adapters = lora_rank * layers * (10 * H + 2 * F)
     trained = heads + (0 if freeze_backbone else adapters if lora_rank else n)
-    rows = max(1, min(batch_size, int(10 * batch_size / seconds)))
+    rows = rows_that_fit(batch_size, seconds)
     size = size._replace(front=0) if lora_rank else size                      # frozen, and nothing before it
     chunk, frames = min(seconds, 30), rows * seconds * rate                   # longer ones come in chunks
     again = rows * seconds > 4 * chunk and seconds > chunk                    # chunks are computed again
@@ -587,6 +588,6 @@ def memory_table(
     ways = {"all weights": {}, "all, gradient checkpointing": again, "LoRA, rank 16": lora,
             "LoRA, gradient checkpointing": lora | again, "heads only": dict(freeze_backbone=True)}
     made = {name: memory_estimate(**settings, **more) for name, more in ways.items()}
-    lines = [f"{'GB':30}" + "".join(f"{k:>13}" for k in made["all weights"])]
+    lines = [batch_text(**settings), f"{'GB':30}" + "".join(f"{k:>13}" for k in made["all weights"])]
     lines += [f"{name:30}" + "".join(f"{v / 1e9:13.2f}" for v in m.values()) for name, m in made.items()]
     return "\n".join([*lines, "total: what is there at once; gradients come as copies and activations go"])

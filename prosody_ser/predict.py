@@ -460,6 +460,15 @@ def _check_output(config, many):
     if config.format in FORMATS and many:
         raise ConfigError(f"--format {config.format} writes a file a recording: give --out FOLDER.")
 
+def _without_effect(config, named):
+    "What was asked for and changes nothing, in sentences."
+    usual = getattr(type(config), "max_seconds", config.max_seconds)
+    if config.max_seconds != usual and not config.timeline:
+        yield "without effect, since there is no --timeline: --max_seconds"
+    if not named:
+        yield "nothing was named: give files, or one path a line on standard input."
+
+
 # %% ../nbs/06d_predict.ipynb #run2
 def _predict_jobs(config, jobs, every, outlets, bar, tell):
     "Predict, and hand on. Yields for each job whether it could be used."
@@ -492,6 +501,8 @@ def predict_files(
             bar.write(text.replace(f"{_spool().name}{os.sep}-:", "-:"), file=sys.stderr)
         for problem in problems:
             tell(f"error: {problem}")
+        for told in _without_effect(config, rows or problems):
+            tell(told)
         failed = len(problems)
         with ExitStack() as stack, bar:
             outlets = list(_outlets(config, folder, stack))
@@ -501,7 +512,10 @@ def predict_files(
         if folder:
             folder.finish()
             there = f", {len(folder.done)} of them from before" if folder.done else ""
-            print(f"{sum(1 for _ in folder.records())} answers in {folder.shown}{there}")
+            kept = [r["key"] in folder.rows for r in folder.records()]
+            other = kept.count(False)
+            there += f", {other} of them of recordings that were not named now, as they were" if other else ""
+            print(f"{len(kept)} answers in {folder.shown}{there}")
     return failed, len(rows) + len(problems)
 
 # %% ../nbs/06d_predict.ipynb #22e160e7

@@ -47,7 +47,7 @@ def _cure(head, scores, floor):
              ("prosody", 0): "words are not prominent"}
     if (head, floor) not in kinds: return "Train longer, or give it more weight or rows."
     tied = scores.get(f"{head}/tied_n", 0)
-    ties = f"; {tied} ties are left out, which a third listener would decide" if tied else ""
+    ties = f"; {tied} ties are left out, most of which one more listener would decide" if tied else ""
     return f"All scored {kinds[head, floor]}, so no training can help: score rows of both kinds{ties}."
 
 

@@ -54,7 +54,8 @@ def read_text(path: str | Path) -> str:
     """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark; lines end in a newline.
     Raises `ManifestError` for any other file."""
     if not os.path.isfile(path):             # Path's own would raise for a name that is too long
-        raise ManifestError(f"{path}: no such file. Check the path (the current folder is {Path.cwd()}).")
+        what = "a folder, not a file. Name the file in it" if Path(path).is_dir() else "no such file"
+        raise ManifestError(f"{path}: {what}. Check the path (the current folder is {Path.cwd()}).")
     check_text(path, data := Path(path).read_bytes())
     try:
         text = data.decode(encoding := encoding_of(data))
@@ -131,6 +132,18 @@ def film_folder(
     "The outermost folder that is not just a place for audio: film in film/wav/1.wav and in wav/film/1.wav."
     folders = path_key(path).split("/")[:-1]
     return next((name for name in folders if name and name.lower() not in PLACES), "")
+
+# %% ../nbs/00_text.ipynb #191edc04
+def group_pattern(name, pattern, groups, example):
+    "A regular expression with these groups. Raises `ManifestError`."
+    try:
+        compiled = re.compile(pattern)
+    except re.error as e:
+        raise ManifestError(f"{name} {pattern!r}: no regular expression ({e}). Such as: {example}") from None
+    if missing := ", ".join(sorted(groups - set(compiled.groupindex))):
+        raise ManifestError(f"{name} {pattern!r} has no group {missing}. Name the groups as in {example}")
+    return compiled
+
 
 # %% ../nbs/00_text.ipynb #0cf3a80c
 _SEQUEL = re.compile(

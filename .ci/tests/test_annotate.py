@@ -90,6 +90,15 @@ def test_lines(place):
     assert len(read(place / "ama.jsonl")) == 5
 
 
+def test_recordings_that_are_not_there(place):
+    """Some are told before the work, and if all are gone there is no work."""
+    (place / "0_furious.wav").unlink()
+    with pytest.warns(UserWarning, match="1 of 6 recordings cannot be heard.*0_furious.wav"):
+        assert len(_Desk(settings(place)).order) == 6
+    with pytest.raises(ManifestError, match="6 of 6 recordings cannot be heard.*--audio_base_path"):
+        _Desk(settings(place, audio_base_path=str(place / "none")))
+
+
 def test_resume(place):
     """What is in the file is done and comes first, with what was said of it; the rest keeps its order."""
     first = _Desk(settings(place))

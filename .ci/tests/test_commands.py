@@ -62,6 +62,36 @@ def test_subsets_of_heads(corpus, tmp_path, heads):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+def test_a_test_set_that_was_trained_on_is_told(corpus, tmp_path):
+    """Beside the scores, on the console, in the summary and in the report; a name that no row has is told, too."""
+    shutil.copy(corpus / "train.jsonl", tmp_path / "test.jsonl")
+    done = train(corpus, tmp_path, "--test_jsonl", tmp_path / "test.jsonl")
+    n = len(read(corpus / "train.jsonl"))
+    told = f"beware: {n} of {n} test utterances are in the training or validation set too."
+    places = done.stdout, (tmp_path / "run/results_summary.txt").read_text(), (tmp_path / "run/test/report.html").read_text()
+    assert all(told in text for text in places), done.stderr[-2000:]
+    done = command("prosody_ser.evaluate", "--checkpoint_path", tmp_path / "run/best_model", "--audio_base_path", corpus, "--test_jsonl", corpus / "test.jsonl",
+                   "--output_dir", tmp_path / "eval", "--emotion_map", "joi=joy,anger=anger")
+    assert done.returncode == 0 and "no row has the emotion joi; there are anger, joy" in done.stderr, done.stderr[-2000:]
+    assert "beware" not in (tmp_path / "eval/summary.txt").read_text().split("floor")[0]
+
+
+def test_files_and_folders_in_the_way(corpus, tmp_path, command):
+    """One sentence that says what is there, and no number of an error."""
+    (tmp_path / "file").touch()
+    for argv, told in ((("crossval", "--fold_dir", tmp_path / "none", "--audio_base_path", corpus), "none: there is no such file or folder"),
+                       (("audit", corpus / "train.jsonl", "--plot", tmp_path), "a figure is a PNG file"),
+                       (("tokenizer", tmp_path, "--tokenizer_path", tmp_path / "t.model"), "a folder, not a file"),
+                       (("audit", corpus / "train.jsonl", "--speaker", "(?P<speaker>x9)_"), "fits no name of a file, such as "),
+                       (("crossval", "--manifests", corpus / "train.jsonl", "--audio_base_path", corpus, "--folds", 2, "--only", 9, "--save_dir", tmp_path / "cv"),
+                        "--only 9: the folds are 0 to 1")):
+        code, printed = command(*argv)
+        assert told in printed and "Errno" not in printed, printed
+        assert code == (0 if "--speaker" in argv else 1)
+    code, printed = command("memory", "--seconds", "30")
+    assert code == 0 and "a batch of 2 x 30 s: --max_batch_seconds is 80 there" in printed
+
+
 def broken(corpus, tmp_path, change, split="train"):
     """The answer to a run whose manifest was changed: `change(rows)` edits them."""
     for s in ("train", "val", "test"):

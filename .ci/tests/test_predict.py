@@ -292,6 +292,18 @@ def test_resume(saved, talks, tmp_path, capsys):
     assert len(read(out / "predictions.jsonl")) == 3 and not {r["key"] for r in rows} & {r["key"] for r in read(out / "predictions.jsonl")}
 
 
+def test_what_changes_nothing_and_what_stays_is_told(saved, talks, tmp_path, capsys, monkeypatch):
+    """A setting of timelines without one; nothing to predict; answers to recordings that were not named again."""
+    out = tmp_path / "out"
+    code, _, err = run(capsys, "predict", saved, talks, "--out", out, "--max_seconds", 5, *GREEDY)
+    assert code == 0 and "without effect, since there is no --timeline: --max_seconds" in err
+    code, printed, err = run(capsys, "predict", saved, talks / "a/1.wav", "--out", out, "--resume", "--decode_method", "beam", "--device", "cpu")
+    assert code == 0 and "3 answers in" in printed and "2 of them of recordings that were not named now" in printed and "max_seconds" not in err
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
+    code, printed, err = run(capsys, "predict", saved)
+    assert (code, printed) == (0, "") and "nothing was named" in err
+
+
 @pytest.mark.parametrize("name, form", [("1.TextGrid", "textgrid"), ("1.txt", "audacity"), ("1.png", "jsonl"), ("predictions.csv", "csv"), ("predictions.jsonl", "jsonl")])
 def test_nothing_of_the_user_is_written_over(saved, tmp_path, capsys, name, form):
     audio, out = speech(tmp_path / "1.wav"), tmp_path / "out"
