@@ -258,7 +258,7 @@ def _ctc(name, help, **more):
 class _CTCSettings:
     "The CTC loss and its regularisers."
     ctc_entropy_weight: float = _ctc("entropy_weight", "weight of the entropy regulariser")
-    ctc_blank_penalty: float = _ctc("blank_penalty", "weight of the blank penalty; at 0 WER is often better")
+    ctc_blank_penalty: float = _ctc("blank_penalty", "weight of the blank penalty; at 0 WER is no worse")
     ctc_blank_threshold: float = _ctc("blank_threshold", "mean blank posterior at which the penalty begins")
     ctc_label_smoothing: float = _ctc("label_smoothing", "weight of label smoothing (KL to uniform)")
     ctc_confidence_penalty: float = _ctc("confidence_penalty", "weight of the confidence penalty")
