@@ -155,8 +155,8 @@ def _refuse_numbers(names):
         raise ConfigError(f"the emotions are numbers ({', '.join(names)}), which nobody hears. Name them in "
                           "their order: --emotions neutral anger ..., or --emotions akan.")
 
-def _check_there(manifest, rows):
-    "Warn of recordings that are not there. Raises ManifestError where none is."
+def _check_there(manifest, rows, said):
+    "Warn of recordings that are not there. Raises ManifestError where none is, and nothing was said yet."
     absent = []
     for u in rows:
         try:
@@ -165,7 +165,7 @@ def _check_there(manifest, rows):
             absent.append(e)
     if not absent: return
     told = f"{manifest}: {len(absent)} of {len(rows)} recordings cannot be heard, the first one: {absent[0]}"
-    if len(absent) == len(rows): raise ManifestError(f"{told} (--audio_base_path?)")
+    if len(absent) == len(rows) and not said: raise ManifestError(f"{told} (--audio_base_path?)")
     warnings.warn(told, stacklevel=3)
 
 def _order(keys, config, hints):
@@ -189,13 +189,13 @@ class _Work:
             warnings.warn(f"{config.manifest}: {more} rows name a stretch of a file that an earlier row "
                           "names: it is heard once.", stacklevel=2)
         self.said = _read_own(config, self.rows)
+        _check_there(config.manifest, [u for u, _ in self.rows.values()], self.said)
         self.size = self.out.stat().st_size if self.out.exists() else 0
         todo = {key: u for key, (u, _) in self.rows.items() if key not in self.said}
         self.names, self.hints = _emotions([u for u, _ in self.rows.values()], config), {}
         if config.suggest:
             self.hints, self.names = _hints(config, todo, self.names)
         _refuse_numbers(self.names)
-        _check_there(config.manifest, todo.values())
         self.order = [*self.said, *(k for k in _order(self.rows, config, self.hints) if k in todo)]
         self.kept = None, None
 

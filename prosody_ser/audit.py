@@ -468,7 +468,8 @@ def _name_speakers(utterances, speaker):
     pattern = group_pattern("speaker", speaker, {"speaker"}, "(?P<speaker>spk[0-9]+)_")
     unknown = [u.audio_filepath for u in utterances if u.speaker is None]
     if unknown and not any(map(pattern.search, unknown)):
-        warnings.warn(f"--speaker {speaker!r} fits no name of a file, such as {unknown[0]}.", stacklevel=2)
+        file = str(utterances[0].source).rpartition(":")[0]
+        warnings.warn(f"{file}: --speaker fits no name of a file, such as {unknown[0]}.", stacklevel=2)
     found = [u.speaker is None and pattern.search(u.audio_filepath) for u in utterances]
     return [replace(u, speaker=m["speaker"]) if m else u for u, m in zip(utterances, found, strict=True)]
 

@@ -218,7 +218,7 @@ def rows_that_fit(batch_size, seconds):
 def batch_text(batch_size=8, seconds=10.0, **_):
     "What such a batch is, in a line."
     rows = rows_that_fit(batch_size, seconds)
-    fewer = f": --max_batch_seconds is {10 * batch_size} there, 10 s for each of {batch_size}"
+    fewer = f" (with --batch_size {batch_size} a batch has at most {10 * batch_size} s: --max_batch_seconds)"
     return f"a batch of {rows} x {seconds:g} s{fewer if rows < batch_size else ''}"
 
 def train_batches(rows, config, size, **order):

@@ -170,8 +170,8 @@ def _crossval(configs):
     how, config = configs
     made = Path(config.save_dir)/"folds"
     folds = given_folds(how.fold_dir) if how.fold_dir else make_folds(how.manifests, made, how.folds)
-    if gone := sorted({*(how.only or ())} - {*range(len(folds))}):
-        raise ConfigError(f"--only {gone[0]}: the folds are 0 to {len(folds) - 1}.")
+    if gone := sorted({*(how.only or ())} - {*(there := [int(Path(f).name) for f in folds])}):
+        raise ConfigError(f"--only {gone[0]}: the folds are {', '.join(map(str, there))}.")
     if table := run_crossval(config, folds, how.seeds, how.only):
         print(f"\n{crossval_table(table)}\n\n{Path(config.save_dir)/'crossval.md'}")
 

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from .audio import audio_digest
 from .config import ConfigError, check_files, expand_path, one_folder, paths_of
-from .data import Manifest, read_manifest, rows_digest, write_manifest
+from .data import Manifest, read_manifest, read_rows, rows_digest, write_manifest
+from .folder import write_whole
 from .labels import classes_of, is_undecided, shares_of, some_class
 from .pack import is_pack
 from .sources import pairs_of
@@ -108,8 +109,8 @@ def rename_emotions(rows, emotion_map, every=False, tell=False):
     from prosody_ser.convert import map_emotions  # here: few runs need it
     names, there = pairs_of(emotion_map, "emotion_map"), {name_key(c) for c in classes_of(rows)}
     if lost := [n for n in names if tell and name_key(n) not in there]:
-        found = ", ".join(sorted(map(str, classes_of(rows)))) or "none"
-        warnings.warn(f"--emotion_map: no row has the emotion {', '.join(lost)}; there are {found}.",
+        found = ", ".join(sorted(map(str, classes_of(rows)))) or "no emotions at all"
+        warnings.warn(f"--emotion_map: no row has the emotion {' or '.join(lost)}; there are {found}.",
                       stacklevel=2)
     map_emotions(rows, {n: ours for n, ours in names.items() if every or name_key(n) in there})
 
@@ -141,33 +142,62 @@ def indices_told(u):
             "each in its way. Write names, or say --emotion_names where all have the same numbers.")
 
 # %% ../nbs/01f_corpora.ipynb #0a2b6584
-def _row_of_others(file, ours):
-    "What of a manifest would be lost, in words, or None. ours: digests of the rows that are written now."
-    if os.path.isfile(file) and not os.path.getsize(file): return None
-    try:
-        other = next((u for u in read_manifest(file) if rows_digest([u]) not in ours), None)
-    except (ManifestError, OSError) as e:
-        return str(e).rstrip(".")
-    return other and f"{other.source}: this row is of another corpus, or was changed since it was written"
+def _digest(file):
+    "A hash of a file's bytes."
+    return blake2b(Path(file).read_bytes(), digest_size=16).hexdigest()
 
-def write_parts(out, rows, splits, folds):
-    """Write all.jsonl, a manifest for each of the splits (name -> rows), and folds/0, folds/1, ...; those of
-    more folds go away. Raises ManifestError, before anything is written, where other rows would be lost."""
-    out, parts = Path(out), {f"{name}.jsonl": part for name, part in dict(all=rows, **splits).items()}
-    parts |= {f"folds/{i}/{s}.jsonl": part for i, fold in enumerate(folds)
-              for s, part in zip(SPLITS, fold, strict=True)}
-    there = [d/f"{s}.jsonl" for d in (out/"folds").glob("[0-9]*") if d.name.isdigit() for s in SPLITS]
-    there = [f for f in dict.fromkeys([*(out/name for name in parts), *there]) if os.path.lexists(f)]
-    ours = {rows_digest([u]) for u in rows} if there else ()
-    if fault := next(filter(None, (_row_of_others(f, ours) for f in there)), None):
-        raise ManifestError(f"{fault}.\nIt would be lost, so nothing was written. Name another folder than "
+def _what_is_lost(file, ours, written):
+    """What of a file would be lost if it were written anew, in words, or None. ours: digests of the rows;
+    written: digests of files that were written here before, None where nobody noted them."""
+    if not os.path.isfile(file): return f"{file}: this is no file"
+    if not Path(file).read_bytes().strip() or _digest(file) in (written or ()): return None
+    if written is not None: return f"{file} was changed since it was written"
+    try:
+        rows, wrong = read_rows(file)
+    except ManifestError as e:
+        return str(e).rstrip(".")
+    if wrong: return f"{wrong[0].source}: {wrong[0].problem}"
+    if rows.unread: return f"{file} has fields that are not of the corpus: {', '.join(rows.unread)}"
+    other = next((u.source for u in rows if u.corpus or rows_digest([u]) not in ours), None)
+    return other and f"{other}: this row is of another corpus, or was changed, or the corpus itself was"
+
+def _check_place(out, names, rows, written):
+    "Those of some files that are there. Raises ManifestError where something would be lost."
+    there = [f for f in (out/name for name in names) if os.path.lexists(f)]
+    ours = {rows_digest([u]) for u in rows} if there and written is None else ()
+    if fault := next(filter(None, (_what_is_lost(f, ours, written) for f in there)), None):
+        raise ManifestError(f"{fault}.\nThat would be lost, so nothing was written. Name another folder than "
                             f"{out}, or move away what is there.")
+    return there
+
+# %% ../nbs/01f_corpora.ipynb #ea74ab3e
+def _parts_of(out, rows, splits, folds):
+    "Name -> rows of all manifests; and the names of manifests of earlier folds."
+    parts = {f"{name}.jsonl": part for name, part in dict(all=rows, **splits).items()}
+    for i, fold in enumerate(folds):
+        parts |= {f"folds/{i}/{s}.jsonl": part for s, part in zip(SPLITS, fold, strict=True)}
+    numbers = [d.name for d in (out/"folds").glob("*") if re.fullmatch("0|[1-9][0-9]*", d.name)]
+    return parts, [f"folds/{i}/{s}.jsonl" for i in numbers if int(i) >= len(folds) for s in SPLITS]
+
+def write_parts(out, corpus, rows, splits, folds):
+    """Write all.jsonl, a manifest for each of the splits (name -> rows), and folds/0, folds/1, ...; those of
+    more folds go away. Raises ManifestError, before anything is written, where something would be lost."""
+    out, record = Path(out), Path(out)/"prepared.json"
+    parts, old = _parts_of(out, rows, splits, folds)
+    noted = json.loads(record.read_text()) if record.exists() else {}
+    if noted.get("corpus", corpus) != corpus:
+        raise ManifestError(f"{out} has the manifests of {noted['corpus']}. Name another folder.")
+    there = _check_place(out, [*parts, *old], rows, noted.get("written"))
     for name, part in parts.items():
-        write_manifest(part, out/name)
-    for old in {*there} - {out/name for name in parts}:
-        old.unlink()
-        if not any(old.parent.iterdir()):
-            old.parent.rmdir()
+        write_manifest(part, out/f"{name}.new")
+    known = {*noted.get("written", ()), *map(_digest, there), *(_digest(out/f"{name}.new") for name in parts)}
+    write_whole(record, json.dumps(dict(corpus=corpus, written=sorted(known))))        # before they are there
+    for name in parts:
+        os.replace(out/f"{name}.new", out/name)
+    for file in {*there} & {out/name for name in old}:
+        file.unlink()
+        if not any(file.parent.iterdir()):
+            file.parent.rmdir()
 
 
 # %% ../nbs/01f_corpora.ipynb #digest

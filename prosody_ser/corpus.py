@@ -311,7 +311,8 @@ def demo_corpus(
 def _made_before(folder):
     "The parameters of the demo corpus in a folder; None where there is none. Raises FolderError for another."
     with suppress(OSError, ValueError, KeyError, TypeError):
-        return json.loads((folder/"corpus.json").read_text("utf-8"))["parameters"]
+        made = json.loads((folder/"corpus.json").read_text("utf-8"))["parameters"]
+        if made is None or {"version", "plan"} <= {*made}: return made
     refuse_foreign(folder, _WRITTEN, (), "FOLDER")
 
 def _move_into_place(built, folder):
@@ -319,7 +320,8 @@ def _move_into_place(built, folder):
     (folder/"corpus.json").write_text('{"parameters": null}')         # ours, and not whole
     (folder/"audio").mkdir(exist_ok=True)
     for old in (folder/"audio").glob("demo_*.wav"):
-        old.unlink()
+        if re.fullmatch(rf"demo_({'|'.join(_SPLITS)})_\d+", old.stem):
+            old.unlink()
     for wav in (built/"audio").iterdir():
         os.replace(wav, folder/"audio"/wav.name)
     for name in _WRITTEN:
@@ -558,7 +560,7 @@ def prepare(
     splits = dict(zip(_SPLITS, split_by_group(rows, seed=seed), strict=True))
     session = (lambda s: s[:5]) if corpus == "iemocap" else None      # Ses01F and Ses01M talk to each other
     tests = speaker_folds(rows, folds or _FOLDS.get(corpus), session, seed)
-    write_parts(out, rows, splits, tests)
+    write_parts(out, corpus, rows, splits, tests)
     print(describe(splits, emotion_names(rows)), *notes_text(notes), sep="\n")
     print(f"{len(rows)} utterances of {len({u.speaker for u in rows})} speakers -> {out}: all.jsonl, train, "
           f"val and test.jsonl, folds/0 to {len(tests) - 1}; --audio_base_path {source}")

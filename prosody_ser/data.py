@@ -427,7 +427,7 @@ def read_manifest(path: str | Path, audio_base_path: str | Path | None = None) -
     Raises `ManifestError` with file, line and cure."""
     rows, problems = read_rows(path, audio_base_path)
     if problems: raise ManifestError("{1}: {2}. {3}".format(*problems[0]))
-    return Manifest(rows, path=Path(path))
+    return rows
 
 def write_manifest(utterances: list[Utterance], path: str | Path):
     "Write a manifest and make its folder; fields that are None are left out."

@@ -27,6 +27,7 @@ from functools import cache
 from pathlib import Path
 
 from .config import ConfigError, TrainingError
+from .parsing import UNREAD, in_the_way, nobody_reads
 from .text import ManifestError
 
 # %% ../nbs/01c_folder.ipynb #whole4
@@ -447,18 +448,11 @@ def storage_fault(
         error = error.__cause__ or error.__context__
     return ""
 
-_IN_THE_WAY = {
-    errno.EEXIST: "a file is there, and a folder is needed. Name another place.",
-    errno.EISDIR: "this is a folder, and a file is needed. Name a file.",
-    errno.ENOTDIR: "a part of this path is a file, and a folder is needed. Name another place.",
-    errno.ENOENT: "there is no such file or folder. Mend the path."}
-
 def last_line(
     error, # an exception, perhaps of a process that loads data, with its traceback as text
 ) -> str:
-    "What an error says, without the traceback in it; a file or a folder that is in the way, in words."
-    text, wrong = str(error).strip(), _IN_THE_WAY.get(getattr(error, "errno", None))
-    if wrong and error.filename: return f"{error.filename}: {wrong}"
+    "What an error says, without the traceback in it."
+    text = str(error).strip()
     if "Original Traceback" not in text: return text
     return re.sub(r"^[\w.]+: ", "", text.splitlines()[-1])
 
@@ -521,14 +515,6 @@ def _let_workers_go():
     if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
-def _end_if_nobody_reads(line=""):
-    "End the process quietly where what reads its output is gone, as head is after ten lines."
-    try:
-        print(end=line, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())           # for the flush at the end
-        sys.exit(128 + 13)
-
 _STOPPED = ("What is finished stays: a study or a cross-validation goes on with the same command, a training "
             "with --resume from its last checkpoint.")
 
@@ -540,19 +526,27 @@ def run_command(
     with interruptible():
         try:
             _print_anywhere()
-            return job()
+            result = job()
+            if nobody_reads():
+                sys.exit(128 + 13)
+            return result
+        except SystemExit:
+            with suppress(OSError):
+                nobody_reads()                        # the exit code is that of the work
+            raise
         except (Exception, KeyboardInterrupt) as e:
             _let_workers_go()
             if number := asked_to_stop() or (signal.SIGINT if isinstance(e, KeyboardInterrupt) else 0):
                 print(f"\nstopped. {stopped}".rstrip(), file=sys.stderr)
                 sys.exit(128 + number)
-            if isinstance(e, BrokenPipeError):
-                _end_if_nobody_reads("\n")
+            if getattr(e, "errno", None) in UNREAD and nobody_reads("\n"):
+                sys.exit(128 + 13)
             ours = type(e).__module__.startswith("prosody_ser.")             # ManifestError, ConfigError, ...
             if not ours and not isinstance(e, OSError | ImportError): raise
-            sys.exit(f"error: {import_fault(e) if isinstance(e, ImportError) else last_line(e)}")
-        finally:
-            _end_if_nobody_reads()
+            with suppress(OSError):
+                nobody_reads()
+            fault = import_fault(e) if isinstance(e, ImportError) else in_the_way(e) or last_line(e)
+            sys.exit(f"error: {fault}")
 
 
 # %% ../nbs/01c_folder.ipynb #figure2

@@ -8,11 +8,13 @@ __all__ = ['RECIPES', 'RECIPE_HELP', 'apply_recipe', 'make_parser', 'parse_args'
 # %% ../nbs/01b_parsing.ipynb #imports
 import argparse
 import difflib
+import errno
 import glob
 import os
 import re
 import sys
 from ast import literal_eval
+from contextlib import suppress
 from dataclasses import fields
 from functools import partial
 from types import UnionType
@@ -242,3 +244,29 @@ def from_parameters(
     missing = [n for n, f in by_name.items() if is_required(f) and parameters.get(n) is None]
     if missing: raise TypeError(f"missing settings: {', '.join(missing)}")
     return config_class(**{n: _coerce(by_name[n], v) for n, v in parameters.items()})
+
+# %% ../nbs/01b_parsing.ipynb #325b37c5
+def nobody_reads(line=""):
+    "Whether what read the output is gone, as head is after ten lines. What then is left goes nowhere."
+    try:
+        print(end=line, flush=True)
+    except OSError as e:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if e.errno in UNREAD: return True
+        raise
+    return False
+
+UNREAD = errno.EPIPE, errno.EINVAL                    # the second one on Windows
+_IN_THE_WAY = {
+    errno.EEXIST: "a file is there, and a folder is needed. Name another place.",
+    errno.EISDIR: "this is a folder, and a file is needed. Name a file.",
+    errno.ENOTDIR: "a part of this path is a file, and a folder is needed. Name another place.",
+    errno.ENOENT: "there is no such file or folder. Check the path."}
+
+def in_the_way(error):
+    "What is wrong with the path that an OSError names, in words; None where that says no more than it does."
+    wrong, names = _IN_THE_WAY.get(getattr(error, "errno", None)), ("filename2", "filename")
+    path = next(filter(None, (getattr(error, name, None) for name in names)), None)
+    return f"{path}: {wrong}" if wrong and path else None
+

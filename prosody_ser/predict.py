@@ -514,7 +514,7 @@ def predict_files(
             there = f", {len(folder.done)} of them from before" if folder.done else ""
             kept = [r["key"] in folder.rows for r in folder.records()]
             other = kept.count(False)
-            there += f", {other} of them of recordings that were not named now, as they were" if other else ""
+            there += f", {other} of them left as they were: not named now, or not there" if other else ""
             print(f"{len(kept)} answers in {folder.shown}{there}")
     return failed, len(rows) + len(problems)
 

@@ -9,6 +9,7 @@ __all__ = ['MAIN_METRICS', 'skill', 'floor_warnings', 'standard_error', 'can_be_
 # %% ../nbs/07a_selection.ipynb #imports
 import numpy as np
 
+from .data import stretch_key
 from .evaluation import LOWER_IS_BETTER, METRIC_NAMES, draw_scores, score
 
 # %% ../nbs/07a_selection.ipynb #skill3
@@ -55,7 +56,7 @@ def _cure(head, scores, floor):
 def seen_before(splits):
     "dict(seen=a sentence) where test rows are in training or validation too, else {}; splits: name -> rows."
     def places(rows):
-        return [(u.audio_filepath, u.start, u.end) for u in rows]
+        return [(u.audio_base_path, *stretch_key(u)) for u in rows]
     known = {place for s, rows in splits.items() if s != "test" for place in places(rows)}
     n = sum(place in known for place in places(splits["test"]))
     told = (f"{n} of {len(splits['test'])} test utterances are in the training or validation set too. These "

@@ -54,7 +54,7 @@ def read_text(path: str | Path) -> str:
     """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark; lines end in a newline.
     Raises `ManifestError` for any other file."""
     if not os.path.isfile(path):             # Path's own would raise for a name that is too long
-        what = "a folder, not a file. Name the file in it" if Path(path).is_dir() else "no such file"
+        what = "a folder, not a file. Name the file in it" if os.path.isdir(path) else "no such file"
         raise ManifestError(f"{path}: {what}. Check the path (the current folder is {Path.cwd()}).")
     check_text(path, data := Path(path).read_bytes())
     try:

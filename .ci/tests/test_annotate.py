@@ -97,6 +97,9 @@ def test_recordings_that_are_not_there(place):
         assert len(_Desk(settings(place)).order) == 6
     with pytest.raises(ManifestError, match="6 of 6 recordings cannot be heard.*--audio_base_path"):
         _Desk(settings(place, audio_base_path=str(place / "none")))
+    _Desk(settings(place)).save(1, said())
+    with pytest.warns(UserWarning, match="6 of 6 recordings cannot be heard"):                     # what was said can be looked at
+        assert _Desk(settings(place, audio_base_path=str(place / "none"))).progress()["done"] == 1
 
 
 def test_resume(place):

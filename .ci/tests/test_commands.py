@@ -87,9 +87,9 @@ def test_files_and_folders_in_the_way(corpus, tmp_path, command):
         assert told in printed and "Errno" not in printed, printed
         assert code == 1
     code, printed = command("memory", "--seconds", "30")
-    assert code == 0 and "a batch of 2 x 30 s: --max_batch_seconds is 80 there" in printed
+    assert code == 0 and "a batch of 2 x 30 s (with --batch_size 8 a batch has at most 80 s: --max_batch_seconds)" in printed
     write(tmp_path / "nobody.jsonl", [{k: v for k, v in r.items() if k != "speaker"} for r in read(corpus / "train.jsonl")])
-    with pytest.warns(UserWarning, match="fits no name of a file, such as train0.wav"):
+    with pytest.warns(UserWarning, match="nobody.jsonl: --speaker fits no name of a file, such as train0.wav"):
         assert command("audit", tmp_path / "nobody.jsonl", "--speaker", "(?P<speaker>x9)_")[0] == 0
 
 
