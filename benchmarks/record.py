@@ -97,6 +97,8 @@ def table_rows(corpora, backbones):
                         yield (plain := with_usual_decay(row))
                         row.against = [*others, plain.id]
                     yield row
+                    if way == "frozen" and "prosody" in tasks:
+                        yield split_evenly(row)
 
 
 def with_usual_decay(row):
@@ -104,6 +106,12 @@ def with_usual_decay(row):
     settings = {k: v for k, v in row.settings.items() if k != "ser_weight_decay"}
     others = [i.replace(f"/{row.way}/", f"/{USUAL_DECAY}/") for i in row.against]
     return replace(row, way=USUAL_DECAY, settings=settings, against=others)
+
+
+def split_evenly(row):
+    """The same row where each word gets an equal part of its utterance, also once CTC can place it."""
+    settings = row.settings | dict(prosody_alignment="uniform")
+    return replace(row, variant=f"{row.variant}, words split evenly", settings=settings, against=[row.id])
 
 
 def paper_rows(corpora, backbones):
@@ -544,6 +552,27 @@ def published(path, rows):
 # ---- what came of them
 
 
+@cache
+def by_text(place):
+    """F1 of a rule that hears nothing: a word is prominent if, at this place of this sentence, most of the training
+    rows of its fold have it so; else if most of those with the word at all; else it is not."""
+    from prosody_ser.data import read_manifest
+
+    cells = np.zeros(4)
+    for folder in sorted((place / "folds").iterdir()):
+        seen = {}
+        for u in read_manifest(folder / "train.jsonl"):
+            for i, mark in enumerate(u.prosody_annotations or ()):
+                for key in ((*u.words, i), u.words[i]):
+                    seen.setdefault(key, []).append(mark)
+        for u in read_manifest(folder / "test.jsonl"):
+            for i, mark in enumerate(u.prosody_annotations or ()):
+                found = seen.get((*u.words, i)) or seen.get(u.words[i]) or [0]
+                if mark != 0.5:
+                    cells[2 * (mark > 0.5) + (np.mean(found) > 0.5)] += 1
+    return 2 * cells[3] / (2 * cells[3] + cells[1] + cells[2])
+
+
 def seeds_of(sums, resamples=1000):
     """seed -> its scores, and score -> (resamples,): speakers are drawn, the same ones in every seed and row."""
     from prosody_ser.evaluation import _drawn_sums
@@ -674,11 +703,21 @@ def told(row, rows, args):
         minutes=round(sum(m["minutes"] for m in made.values()), 1),
         scores=scores_of(own),
         speaker_norm_gain=speaker_norm_gain(own),
+        **text_rule(row, args),
         against=against,
         gradients=mean_gradients([m.get("gradients", {}) for m in made.values()]),
         made=made,
         sums=own,
     )
+
+
+def text_rule(row, args):
+    """What `by_text` reaches on a row with prominence; as published where its folds are not here."""
+    before = args.published.get(row.id, {}).get("f1_by_text")
+    if not row.settings.get("use_alpha_prosody"):
+        return {}
+    place = row.place(args.out)
+    return dict(f1_by_text=by_text(place) if (place / "folds").is_dir() else before)
 
 
 def line(found):

@@ -173,4 +173,4 @@ MIN_ALIGNMENT_SCORE = -1.5   # nats per token; an alignment with less is not one
 
 # %% ../nbs/05c_alignment.ipynb #usable
 USABLE_NATS = 1.5      # CTC loss per token under which its alignment places words better than an even split
-USABLE_TOKENS = 2.0    # tokens per word that an alignment needs for that
+USABLE_TOKENS = 1.0    # tokens per word that an alignment needs for that; 2 in models that do not say it

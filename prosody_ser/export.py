@@ -221,7 +221,7 @@ def _about(model, int8):
         features=_features(backbone.features)[0], hidden_size=backbone.hidden_size,
         frame_rate=backbone.frame_rate, stride=backbone.stride, chunk_frames=size,
         whole_frames=backbone.log_mel, vocab_size=config.vocab_size, blank_id=config.blank_id, aligns=aligns,
-        prosody_alignment=config.prosody_alignment, usable_tokens=alignment.USABLE_TOKENS,
+        prosody_alignment=config.prosody_alignment, usable_tokens=config.usable_tokens,
         min_alignment_score=alignment.MIN_ALIGNMENT_SCORE)
 
 # %% ../nbs/06e_export.ipynb #export1

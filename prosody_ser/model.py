@@ -52,6 +52,7 @@ class ProsodySERConfig(PretrainedConfig):
                  head_dropout=0.1,       # in the heads
                  prosody_alignment="ctc", # a word's frames: ctc (forced alignment once usable) or uniform
                  prosody_pos_weight=1.0, # weight of prominent words in their loss
+                 usable_tokens=2.0,      # tokens a word from which CTC places words; create_model gives 1
                  whisper_tail_seconds=0.0, # silence that Whisper hears after each utterance
                  max_seconds=30.0,       # longer utterances are encoded in overlapping chunks
                  spec_augment=True,      # mask time and frequency while training
@@ -70,7 +71,7 @@ class ProsodySERConfig(PretrainedConfig):
         self.ser, self.usual, self.emotion_indices = ser or {}, usual, emotion_indices
         self.head_dropout, self.max_seconds, self.speaker_norm = head_dropout, max_seconds, speaker_norm
         self.whisper_tail_seconds, self.prosody_alignment = whisper_tail_seconds, prosody_alignment
-        self.prosody_pos_weight = prosody_pos_weight
+        self.prosody_pos_weight, self.usable_tokens = prosody_pos_weight, usable_tokens
         super().__init__(**kwargs)
 
 # %% ../nbs/06_model.ipynb #c009
@@ -205,19 +206,12 @@ class _WordAlignment:
     def place_words(self, hidden, lengths, targets, target_lengths, token_word, word_counts, aligned=None):
         "Frames (B, W, 2) that the prosody head reads; `aligned`: the answer of `align_words`, if known."
         even = alignment.uniform_spans(lengths, word_counts, max(1, int(word_counts.max())))
-        fit = target_lengths >= alignment.USABLE_TOKENS * word_counts                          # (B,)
+        fit = target_lengths >= self.config.usable_tokens * word_counts                        # (B,)
         if self.asr is None or self.config.prosody_alignment != "ctc" or not fit.any(): return even
-        spans, placed, *_ = aligned or self._align_some(
-            fit, hidden, lengths, targets, target_lengths, token_word, word_counts)
+        spans, placed, _ = aligned or self.align_words(
+            hidden, lengths, targets, target_lengths, token_word, word_counts)
         return torch.where((placed & fit)[:, None, None], spans, even)
 
-    def _align_some(self, rows, *inputs):
-        "As `align_words` for the rows (B,) that can use it; -1 and False for the others."
-        found, placed, _ = self.align_words(*(x[rows] for x in inputs))                  # (b, W, 2), (b,)
-        spans = found.new_full((len(rows), max(1, int(inputs[-1].max())), 2), -1)             # (B, W, 2)
-        spans[rows, :found.shape[1]], some = found, torch.zeros_like(rows)
-        some[rows] = placed
-        return spans, some
 
 # %% ../nbs/06_model.ipynb #n027
 def _zero(tensors):
@@ -392,6 +386,7 @@ def create_model(
     if names:
         options |= dict(id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)})
     settings = json.loads(extractor.to_json_string())
+    options = dict(usable_tokens=alignment.USABLE_TOKENS) | options
     config = ProsodySERConfig(backbone, encoder.config.to_dict(), settings, **options)
     model = model_class(config, encoder)
     model.processor = ProsodySERProcessor(tokenizer, extractor)

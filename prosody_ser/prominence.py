@@ -198,6 +198,8 @@ def even_times(
     edges = np.cumsum([0, *map(len, words)]) / sum(map(len, words)) * seconds
     return np.stack([edges[:-1], edges[1:]], 1)
 
+_LETTERS = 2   # tokens a word that say how long it is: the one peak of a whole word says only where it is
+
 class _Aligner:
     "Places words by the CTC of a trained model."
     def __init__(self, model, device=None):
@@ -209,9 +211,8 @@ class _Aligner:
 
     def __call__(self, samples, words):
         "Where the words are, (W, 2); None where the alignment is not to be trusted."
-        from prosody_ser.alignment import USABLE_TOKENS
         tokenizer = self.predictor.model.processor.tokenizer
-        enough = len(tokenizer.encode_words(words)[0]) >= USABLE_TOKENS * len(words)
+        enough = len(tokenizer.encode_words(words)[0]) >= _LETTERS * len(words)
         if not enough or not all(map(tokenizer.can_write, words)): return None
         answer = self.predictor(samples, words=words)
         return np.array([(w["start"], w["end"]) for w in answer.words]) if answer["aligned"] else None
