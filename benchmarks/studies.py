@@ -41,6 +41,7 @@ STUDIES = {  # study -> recipe, {variant: its overrides}, metrics of the table
     "demo_weights": (DEMO, {"fixed, 0.1": TENTH, "fixed, 2 and 1": {}, "best of the study": STUDY, "learned, from 0.1": TENTH | LEARNED, "learned, from 2 and 1": LEARNED},
                      ["ser/ua", "asr/wer", "prosody/f1"]),
     "demo_alignment": (DEMO, {"even split": dict(prosody_alignment="uniform"), "ctc": {}}, ["prosody/f1", "prosody/roc_auc"]),
+    "demo_pieces": (DEMO | dict(tokenizer_type="bpe", vocab_size=60), {"even split": dict(prosody_alignment="uniform"), "ctc": {}}, ["prosody/f1", "prosody/roc_auc"]),
     "demo_blank": (DEMO, {f"blank penalty {p}": dict(ctc_blank_penalty=p) for p in (0, 50)}, ["asr/wer", "asr/cer", "ser/ua"]),
 }
 
