@@ -31,7 +31,7 @@ from .config import one_folder
 from .corpora import add_rows, names_apart, own_folders, rename_emotions
 from .data import Utterance, emotion_names, manifest_rows, read_rows
 from .folder import write_new
-from .labels import classes_of, is_acoustic, is_prominent, is_undecided, label_among
+from .labels import classes_of, is_acoustic, is_prominent, is_undecided, label_among, text_tells
 from .text import ManifestError, film_folder, group_pattern, name_key, path_key, title_of
 from .tokenizer import WORD_FAULTS, frames_needed, look_alikes, repair_word, strip_punctuation
 
@@ -279,6 +279,8 @@ def _prominence(corpus):
     lines = [f"{s}: {100 * rate:.1f} % of the words are prominent" for s, rate in rates.items()]
     computed = annotated[annotated.acoustic].groupby("split", sort=False).size()
     lines += [f"{s}: marks of {n} utterances are acoustic, not by ear" for s, n in computed.items()]
+    parts = {s: list(zip(p.words, p.marks, strict=True)) for s, p in annotated.groupby("split", sort=False)}
+    lines += text_tells(parts, corpus.train)
     entry = "prominence shift" if rates.max() - rates.min() > .05 else "prominence"
     return _finding(entry, lines and len(annotated), len(corpus.rows), lines)
 
