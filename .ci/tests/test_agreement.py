@@ -131,7 +131,7 @@ def test_merged_labels_train(files, tmp_path, how):
     else:
         assert rows[0]["emotion"] == "joy" and rows[2]["emotion"] == {"fear": 0.3333, "joy": 0.3333, "anger": 0.3333}
         assert np.allclose(rows[3]["prosody_annotations"], [1, third, 0], atol=1e-4)
-        assert "1 with a tie of emotions. Ties train, and scores leave them out: a third listener decides most of them; --labels majority" in told
+        assert "1 with a tie of emotions. Ties train, and scores leave them out: one more listener decides most of them; --labels majority" in told
     assert all(r["film"] == "x" and not {"annotator", "seconds"} & r.keys() for r in rows) and len(read_manifest(tmp_path / "m.jsonl")) == 4
     (tmp_path / "other.jsonl").write_text("mine\n")
     with pytest.raises(FolderError, match="nothing is written over"):
@@ -155,15 +155,15 @@ def test_two_listeners_leave_ties_and_are_told_so(tmp_path):
     b = file(tmp_path, "b", [("joy", [1, 0, 0]), ("joy", [1, 1, 0]), ("joy", [0, 0, 1])])
     found = read_annotations([a, b])
     told = merge_file(found, tmp_path / "soft.jsonl", "soft")
-    assert "1 with a tie of emotions; 1 words that exactly half of the listeners marked" in told and "third listener" in told
+    assert "1 with a tie of emotions; 1 words that exactly half of the listeners marked" in told and "one more listener" in told
     soft = read_manifest(tmp_path / "soft.jsonl")
     assert [u.label for u in soft] == ["joy", None, "joy"] and soft[1].prosody_annotations == [0.5, 1, 0]
     told = merge_file(found, tmp_path / "hard.jsonl", "majority")
-    assert "1 of these because of a tie; 1 words that exactly half of the listeners marked are not prominent. A third listener" in told
+    assert "1 of these because of a tie; 1 words that exactly half of the listeners marked are not prominent. One more listener" in told
     hard = read(tmp_path / "hard.jsonl")
     assert "emotion" not in hard[1] and hard[1]["prosody_annotations"] == [0, 1, 0]
     c = file(tmp_path, "c", [("joy", [1, 0, 0]), ("anger", [0, 1, 0]), ("joy", [0, 0, 1])])
-    assert "third listener" not in merge_file(read_annotations([a, b, c]), tmp_path / "three.jsonl", "soft")
+    assert "more listener" not in merge_file(read_annotations([a, b, c]), tmp_path / "three.jsonl", "soft")
     tied = [dict(emotion={"joy": 0.5, "anger": 0.5}, prosody_annotations=[0.5, 1, 0])] * 3            # a file that was merged before
     found = agreement(read_annotations([a, file(tmp_path, "d", tied)]), 20)
     assert not found["emotion"] and found["prominence"]["items"] == 6 and "d: tie | me *rek" in agreement_text(found)
