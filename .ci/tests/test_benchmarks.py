@@ -39,13 +39,33 @@ def test_rows_with_the_same_settings_share_their_runs():
 
 def test_the_usual_weight_decay():
     """A frozen row differs from its twin in the decay of the classifier alone, and is held against it."""
-    frozen = [r for r in ROWS if r.part == "table" and r.way == "frozen"]
+    frozen = [r for r in ROWS if r.part == "table" and r.way == "frozen" and not r.variant.endswith("split evenly")]
     twins = {r.id: r for r in ROWS if r.way == record.USUAL_DECAY}
     assert len(frozen) == len(twins) == 10
     for row in frozen:
         twin = twins[row.id.replace("/frozen/", f"/{record.USUAL_DECAY}/")]
         assert row.settings == twin.settings | dict(ser_weight_decay=3.0) and "ser_weight_decay" not in twin.settings
         assert [i for i in row.against if i in twins] == [twin.id] and not set(twin.against) & {r.id for r in frozen}
+
+
+def test_words_split_evenly():
+    """Such a row differs from the one that it is held against in the places of words alone; only rows with prominence have one."""
+    evenly = [r for r in ROWS if r.variant.endswith("split evenly")]
+    assert [r.corpus for r in evenly] == ["emodb", "emodb"]
+    for row in evenly:
+        other, = [r for r in ROWS if r.id in row.against]
+        assert row.settings == other.settings | dict(prosody_alignment="uniform") and "prosody_alignment" not in other.settings
+
+
+def test_a_rule_that_hears_nothing(tmp_path):
+    """Folds are counted together, and each has only its own training rows."""
+    from prosody_ser.data import Utterance, write_manifest
+    for fold, (mark, true) in enumerate(((1, 1), (0, 1), (1, 0))):
+        rows = [Utterance("a.wav", ["kɔ", "fie"], [m, 0]) for m in (mark, true)]
+        for split, u in zip(("train", "test"), rows, strict=True):
+            write_manifest([u, Utterance("b.wav")], tmp_path / "folds" / str(fold) / f"{split}.jsonl")
+    (tmp_path / "folds/note.txt").touch()
+    assert record.by_text(tmp_path) == 2 * 1 / (2 * 1 + 1 + 1)
 
 
 def test_a_row_that_was_renamed(tmp_path):

@@ -82,7 +82,7 @@ def test_files_and_folders_in_the_way(corpus, tmp_path, command):
                        (("audit", corpus / "train.jsonl", "--plot", tmp_path), "a figure is a PNG file"),
                        (("tokenizer", tmp_path, "--tokenizer_path", tmp_path / "t.model"), "a folder, not a file"),
                        (("crossval", "--manifests", *(corpus / f"{s}.jsonl" for s in ("train", "val", "test")), "--audio_base_path", corpus, "--folds", 3, "--only", 9, "--save_dir", tmp_path / "cv"),
-                        "--only 9: the folds are 0 to 2")):
+                        "--only 9: the folds are 0, 1, 2")):
         code, printed = command(*argv)
         assert told in printed and "Errno" not in printed, printed
         assert code == 1
