@@ -172,5 +172,5 @@ def alignment_scores(
 MIN_ALIGNMENT_SCORE = -1.5   # nats per token; an alignment with less is not one of what was said
 
 # %% ../nbs/05c_alignment.ipynb #usable
-USABLE_NATS = 1.5      # CTC loss per token under which its alignment places words better than an even split
+USABLE_NATS = 1.5      # CTC loss per token under which its alignment is no worse than an even split
 USABLE_TOKENS = 1.0    # tokens per word that an alignment needs for that; 2 in models that do not say it
