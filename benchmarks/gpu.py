@@ -21,9 +21,9 @@ train        A step (copy to the GPU, forward, backward, clipping, AdamW; not th
              utterances and 80 padded seconds, V 4000, unless the row says otherwise. Its share of the ceiling
              counts operations by `encoder_flops` and `ctc_flops`, with padded frames and without. The peak is
              that of PyTorch's tensors; the forecast is that of `prosody-ser memory` for the same batches.
-             The transcripts have 1.25 pieces a word, too few to say where words lie: they are split evenly.
-             `words aligned`: 2.5 pieces a word, so each step aligns them, as the package does once CTC is
-             good enough (1.5 nats a token).
+             CTC counts as untrained, so words are split evenly; the transcripts have 1.25 pieces a word.
+             `words aligned`: CTC counts as good (below 1.5 nats a token), so each step aligns the words, which
+             have 2.5 pieces each.
 ctc          The CTC loss with all regularisers, forward and backward: `dense.py` against the package's, by
              `benchmarks/ctc.py`. short: 16 x 250 frames, long: 8 x 1500 frames; V 16000.
 loader       Audio that the package's dataset and collator prepare, and the share of a step that waits for it.

@@ -7,7 +7,9 @@ __all__ = ['MIN_ALIGNMENT_SCORE', 'USABLE_NATS', 'USABLE_TOKENS', 'align_logits'
            'align_words', 'alignment_scores']
 
 # %% ../nbs/05c_alignment.ipynb #imports
+import json
 import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -173,4 +175,14 @@ MIN_ALIGNMENT_SCORE = -1.5   # nats per token; an alignment with less is not one
 
 # %% ../nbs/05c_alignment.ipynb #usable
 USABLE_NATS = 1.5      # CTC loss per token under which its alignment is no worse than an even split
-USABLE_TOKENS = 1.0    # tokens per word that an alignment needs for that; 2 in models that do not say it
+USABLE_TOKENS = 1.0    # tokens per word that an alignment needs for that
+
+# %% ../nbs/05c_alignment.ipynb #294a5817
+EARLIER_TOKENS = 2.0   # the same in models that were saved before it stood in their configuration
+
+def tokens_of(folder, otherwise):
+    """Tokens per word by which the model in a folder places words, or otherwise where no configuration is
+    there: a training that goes on keeps the rule it began with."""
+    file = Path(folder)/"config.json"
+    if not file.is_file(): return otherwise
+    return json.loads(file.read_text(encoding="utf-8")).get("usable_tokens", EARLIER_TOKENS)

@@ -170,7 +170,8 @@ def _crossval(configs):
     how, config = configs
     made = Path(config.save_dir)/"folds"
     folds = given_folds(how.fold_dir) if how.fold_dir else make_folds(how.manifests, made, how.folds)
-    if gone := sorted({*(how.only or ())} - {*(there := [int(Path(f).name) for f in folds])}):
+    there = [int(Path(f).name) for f in folds]
+    if gone := [n for n in how.only or () if n not in there]:
         raise ConfigError(f"--only {gone[0]}: the folds are {', '.join(map(str, there))}.")
     if table := run_crossval(config, folds, how.seeds, how.only):
         print(f"\n{crossval_table(table)}\n\n{Path(config.save_dir)/'crossval.md'}")
@@ -330,8 +331,7 @@ class _MemoryConfig(Settings):
 
 def _memory(config):
     from prosody_ser.model import memory_table
-    asked = vars(config)
-    print(memory_table(half=not asked.pop("no_amp"), **asked))
+    print(memory_table(half=not config.no_amp, **{k: v for k, v in vars(config).items() if k != "no_amp"}))
 
 # %% ../nbs/12_cli.ipynb #commands
 class _Command(NamedTuple):

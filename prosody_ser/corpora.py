@@ -19,6 +19,7 @@ from pathlib import Path
 from .audio import audio_digest
 from .config import ConfigError, check_files, expand_path, one_folder, paths_of
 from .data import Manifest, read_manifest, read_rows, rows_digest, write_manifest
+from .files import digest
 from .folder import write_whole
 from .labels import classes_of, is_undecided, shares_of, some_class
 from .pack import is_pack
@@ -142,15 +143,11 @@ def indices_told(u):
             "each in its way. Write names, or say --emotion_names where all have the same numbers.")
 
 # %% ../nbs/01f_corpora.ipynb #0a2b6584
-def _digest(file):
-    "A hash of a file's bytes."
-    return blake2b(Path(file).read_bytes(), digest_size=16).hexdigest()
-
 def _what_is_lost(file, ours, written):
     """What of a file would be lost if it were written anew, in words, or None. ours: digests of the rows;
     written: digests of files that were written here before, None where nobody noted them."""
     if not os.path.isfile(file): return f"{file}: this is no file"
-    if not Path(file).read_bytes().strip() or _digest(file) in (written or ()): return None
+    if not Path(file).read_bytes().strip() or digest(file) in (written or ()): return None
     if written is not None: return f"{file} was changed since it was written"
     try:
         rows, wrong = read_rows(file)
@@ -190,7 +187,7 @@ def write_parts(out, corpus, rows, splits, folds):
     there = _check_place(out, [*parts, *old], rows, noted.get("written"))
     for name, part in parts.items():
         write_manifest(part, out/f"{name}.new")
-    known = {*noted.get("written", ()), *map(_digest, there), *(_digest(out/f"{name}.new") for name in parts)}
+    known = {*noted.get("written", ()), *map(digest, there), *(digest(out/f"{name}.new") for name in parts)}
     write_whole(record, json.dumps(dict(corpus=corpus, written=sorted(known))))        # before they are there
     for name in parts:
         os.replace(out/f"{name}.new", out/name)
@@ -217,8 +214,8 @@ def row_digests(config, splits):
             kind = "packed audio" if is_pack(base) else "audio files"               # a run may change over
             place = f", folder {bases.index(base) + 1}" if len(bases) > 1 else ""
             mine = [u for u in rows if u.audio_base_path == base] if place else rows
-            if digest := audio_digest(mine, base):
-                digests[f"the {kind} of {s}_jsonl{place}"] = digest
+            if sound := audio_digest(mine, base):
+                digests[f"the {kind} of {s}_jsonl{place}"] = sound
         if any(u.corpus for u in rows):
             names = json.dumps([u.corpus for u in rows]).encode()
             digests[f"the corpora of {s}_jsonl"] = blake2b(names, digest_size=16).hexdigest()

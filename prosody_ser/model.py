@@ -52,7 +52,7 @@ class ProsodySERConfig(PretrainedConfig):
                  head_dropout=0.1,       # in the heads
                  prosody_alignment="ctc", # a word's frames: ctc (forced alignment once usable) or uniform
                  prosody_pos_weight=1.0, # weight of prominent words in their loss
-                 usable_tokens=2.0,      # tokens a word from which CTC places words; create_model gives 1
+                 usable_tokens=alignment.USABLE_TOKENS, # tokens a word from which CTC places words
                  whisper_tail_seconds=0.0, # silence that Whisper hears after each utterance
                  max_seconds=30.0,       # longer utterances are encoded in overlapping chunks
                  spec_augment=True,      # mask time and frequency while training
@@ -73,6 +73,12 @@ class ProsodySERConfig(PretrainedConfig):
         self.whisper_tail_seconds, self.prosody_alignment = whisper_tail_seconds, prosody_alignment
         self.prosody_pos_weight, self.usable_tokens = prosody_pos_weight, usable_tokens
         super().__init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        "A saved configuration; those of earlier versions do not name the rule by which they place words."
+        return super().from_dict(dict(usable_tokens=alignment.EARLIER_TOKENS) | config_dict, **kwargs)
+
 
 # %% ../nbs/06_model.ipynb #c009
 def _build_extractor(settings):
@@ -386,7 +392,6 @@ def create_model(
     if names:
         options |= dict(id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)})
     settings = json.loads(extractor.to_json_string())
-    options = dict(usable_tokens=alignment.USABLE_TOKENS) | options
     config = ProsodySERConfig(backbone, encoder.config.to_dict(), settings, **options)
     model = model_class(config, encoder)
     model.processor = ProsodySERProcessor(tokenizer, extractor)

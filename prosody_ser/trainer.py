@@ -20,6 +20,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import ProgressCallback, TrainerState
 
+from .alignment import tokens_of
 from .audio import SAMPLING_RATE
 from .backbones import compile_layers, half_precision, unreadable
 from .batches import DrawOne, batches_by_length, loader_workers, train_batches
@@ -524,6 +525,7 @@ class _SafeResume:
     def _load_from_checkpoint(self, checkpoint, model=None):
         with _read_safely(checkpoint):
             super()._load_from_checkpoint(checkpoint, model)
+        self.model.config.usable_tokens = tokens_of(checkpoint, self.model.config.usable_tokens)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         with _read_safely(checkpoint):

@@ -77,6 +77,7 @@ def train_as_then(home, save_dir, *more):
 def test_the_same_command_learns_the_same(home):
     """A seed gives the weights, the order and the losses that it gave then."""
     _, run = train_as_then(home, "anew", "--num_epochs", "2")
+    assert load_checkpoint(run.best_model).config.usable_tokens == 1
     then = Run(OLD).history
     for split in ("train", "val"):
         for new, old in zip(run.history[split], then[split], strict=True):
@@ -88,6 +89,9 @@ def test_it_goes_on(home):
     done, run = train_as_then(home, "run", "--num_epochs", "3", "--resume")
     assert "going on from run/checkpoint-4" in done.stdout and [e["epoch"] for e in run.history["val"]] == [1, 2, 3]
     assert run.history["val"][:2] == Run(OLD).history["val"]
+    rule = json.loads((run.best_model / "config.json").read_text())["usable_tokens"]
+    assert "usable_tokens" not in json.loads((OLD / "best_model/config.json").read_text()) and rule == 2      # it places words as it began
+    assert load_checkpoint(OLD / "best_model").config.usable_tokens == load_checkpoint(OLD / "best_model.pt").config.usable_tokens == 2
 
 
 def test_it_is_evaluated(corpus, tmp_path):
