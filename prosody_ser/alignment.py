@@ -178,7 +178,11 @@ USABLE_NATS = 1.5      # CTC loss per token under which its alignment is no wors
 USABLE_TOKENS = 1.0    # tokens per word that an alignment needs for that
 
 # %% ../nbs/05c_alignment.ipynb #294a5817
-EARLIER_TOKENS = 2.0   # the same in models that were saved before it stood in their configuration
+def can_align(model):
+    "Whether the CTC of a model is good enough to place words."
+    return model.asr is not None and bool(model.asr_nats <= USABLE_NATS)
+
+EARLIER_TOKENS = 2.0   # USABLE_TOKENS of models that were saved before it stood in their configuration
 
 def tokens_of(folder, otherwise):
     """Tokens per word by which the model in a folder places words, or otherwise where no configuration is

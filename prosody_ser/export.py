@@ -212,7 +212,6 @@ def _about(model, int8):
     if backbone.log_mel:
         size = min(size, backbone.encoder.config.max_source_positions)
     names = [config.id2label[i] for i in range(config.num_labels)] if model.ser else []
-    aligns = model.asr is not None and bool(model.asr_nats <= alignment.USABLE_NATS)
     return dict(
         prosody_ser_onnx=1, backbone=config.backbone, precision="int8" if int8 else "float32",
         tasks=config.tasks, emotions=names, emotion_temperature=config.emotion_temperature,
@@ -220,9 +219,9 @@ def _about(model, int8):
         centre=model.ser.centre.tolist() if model.ser else [],
         features=_features(backbone.features)[0], hidden_size=backbone.hidden_size,
         frame_rate=backbone.frame_rate, stride=backbone.stride, chunk_frames=size,
-        whole_frames=backbone.log_mel, vocab_size=config.vocab_size, blank_id=config.blank_id, aligns=aligns,
-        prosody_alignment=config.prosody_alignment, usable_tokens=config.usable_tokens,
-        min_alignment_score=alignment.MIN_ALIGNMENT_SCORE)
+        whole_frames=backbone.log_mel, vocab_size=config.vocab_size, blank_id=config.blank_id,
+        aligns=alignment.can_align(model), prosody_alignment=config.prosody_alignment,
+        usable_tokens=config.usable_tokens, min_alignment_score=alignment.MIN_ALIGNMENT_SCORE)
 
 # %% ../nbs/06e_export.ipynb #export1
 def _write_all(model, new, int8):

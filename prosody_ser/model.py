@@ -201,7 +201,7 @@ class _WordAlignment:
     @torch.no_grad()
     def align_words(self, hidden, lengths, targets, target_lengths, token_word, word_counts):
         "Frames (B, W, 2) of words, an even split but in rows (B,) that CTC could place; of tokens (B, L, 2)."
-        if self.asr is None or self.asr_nats > alignment.USABLE_NATS:
+        if not alignment.can_align(self):
             even = alignment.uniform_spans(lengths, word_counts, max(1, int(word_counts.max())))
             return even, lengths < 0, None
         labels = targets, target_lengths, token_word, word_counts
@@ -213,7 +213,7 @@ class _WordAlignment:
         "Frames (B, W, 2) that the prosody head reads; `aligned`: the answer of `align_words`, if known."
         even = alignment.uniform_spans(lengths, word_counts, max(1, int(word_counts.max())))
         fit = target_lengths >= self.config.usable_tokens * word_counts                        # (B,)
-        if self.asr is None or self.config.prosody_alignment != "ctc" or not fit.any(): return even
+        if self.config.prosody_alignment != "ctc" or not alignment.can_align(self): return even
         spans, placed, _ = aligned or self.align_words(
             hidden, lengths, targets, target_lengths, token_word, word_counts)
         return torch.where((placed & fit)[:, None, None], spans, even)
