@@ -854,6 +854,9 @@ def main():
     parser.add_argument(
         "--only", nargs="+", metavar="TEXT", default=[], help="rows whose id has one of these texts"
     )
+    parser.add_argument(
+        "--leave_out", nargs="+", metavar="TEXT", default=[], help="rows whose id has none of these texts"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="at most; the rows have 3")
     parser.add_argument(
         "--cpu_bf16", action="store_true", help="fine-tune in bf16 on a processor that has it"
@@ -875,6 +878,7 @@ def main():
     every = [r for part in PARTS.values() for r in part(args.corpora, args.backbones)]
     rows = [r for part in args.parts for r in every if r.part == part]
     rows = [r for r in rows if not args.only or any(text in r.id for text in args.only)]
+    rows = [r for r in rows if not any(text in r.id for text in args.leave_out)]
     rows.sort(key=cost)
     args.published = published(args.publish, every)
     if args.plan:
