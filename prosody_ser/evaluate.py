@@ -40,7 +40,7 @@ from .folder import free_for_tables, new_figure, numbers_only, one_writer, to_js
 from .labels import check_indices, is_prominent, label_notes, reference_text
 from .pack import stage_audio
 from .parsing import from_parameters
-from .selection import floor_warnings
+from .selection import floor_warnings, heard_in_training
 from .text import ManifestError
 
 # %% ../nbs/07b_report.ipynb #style1
@@ -566,11 +566,11 @@ def evaluate_checkpoint(
         tokenizer = SentencePieceTokenizer(model.config.vocab_size, model_path=config.tokenizer_path)
         check_tokenizer(model, tokenizer.load_tokenizer())
         model.processor.tokenizer = tokenizer
-    settings = asdict(config)
+    settings = asdict(config) | dict(audio_base_path=one_folder(config.audio_base_path))
     about = {k: settings.pop(k) for k in ("checkpoint_path", "tokenizer_path", "test_jsonl")}
-    settings["audio_base_path"] = one_folder(config.audio_base_path)
     rows = read_splits(replace(config, emotion_map=None))["test"]
     settings["emotion_map"], told = own_map(config, rows, model.config.id2label.values() if model.ser else ())
+    told |= heard_in_training(config.checkpoint_path, rows, settings["audio_base_path"])
     return evaluate_model(model, rows, about=about | told, **settings)
 
 # %% ../nbs/07b_report.ipynb #c036

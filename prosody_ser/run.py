@@ -46,7 +46,7 @@ from .folder import RunRecord, new_figure, numbers_only, one_writer, write_json,
 from .model import load_checkpoint
 from .pack import stage_audio
 from .parsing import unknown_setting
-from .selection import choice_text
+from .selection import choice_text, heard_in_training
 
 # %% ../nbs/08_run.ipynb #c007
 class _Files:
@@ -335,16 +335,16 @@ class Run(_Checkpoints):
                  output_dir=None,      # folder of the report; None: evaluation_NAME in the run folder
                  **settings) -> Scores: # of EvaluateConfig; the decoder's are otherwise those of the run
         "Scores of the best model on other speech, and a report of them."
-        own = {k: self.settings[k] for k in DECODING_SETTINGS}
+        own = {k: self.settings.get(k) for k in (*DECODING_SETTINGS, "emotion_map")}
         if settings.get("decode_method", own["decode_method"]) != own["decode_method"]:
-            own = {}
-        own["emotion_map"] = self.settings.get("emotion_map")
-        known = audio_base_path or getattr(manifest, "audio_base_path", None)
-        known = known or self.settings["audio_base_path"]
+            own = dict(emotion_map=own["emotion_map"])
+        trained = self.settings["audio_base_path"]
+        known = audio_base_path or getattr(manifest, "audio_base_path", None) or trained
         if not audio_base_path and isinstance(known, list):
             raise ConfigError(f"{self.folder} was trained on several corpora: give audio_base_path, the "
                               "folder of this one, or a list with one for each manifest.")
         rows, base, name = rows_of(manifest, known)
+        own |= dict(about=heard_in_training(self.best_model, rows, base or ""))
         return evaluate_model(load_checkpoint(self.best_model), rows, base,
                               output_dir or self.folder/f"evaluation_{name}", **(own | settings))
 

@@ -7,9 +7,17 @@ __all__ = ['MAIN_METRICS', 'skill', 'floor_warnings', 'standard_error', 'can_be_
            'choice_text', 'compared_by']
 
 # %% ../nbs/07a_selection.ipynb #imports
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 
-from .data import stretch_key
+from .config import one_folder
+from .corpora import read_splits, rows_as_given
+from .data import rows_digest, stretch_key
 from .evaluation import LOWER_IS_BETTER, METRIC_NAMES, draw_scores, score
 
 # %% ../nbs/07a_selection.ipynb #skill3
@@ -62,6 +70,28 @@ def seen_before(splits):
     told = (f"{n} of {len(splits['test'])} test utterances are in the training or validation set too. These "
             "scores do not say how good the model is on speech it has not heard. Test it on other speakers.")
     return dict(seen=told) if n else {}
+
+def _with_whole_paths(rows, base):
+    "Copies of rows; base: the folder of those that do not name their own."
+    def whole(u):
+        return os.path.join(os.path.abspath(u.audio_base_path or base), u.audio_filepath)
+    return [replace(u, audio_filepath=whole(u), audio_base_path="") for u in rows]
+
+def _own_rows(folder):
+    "Split -> rows that a run was trained on and chosen by, of manifests that are there and as they were."
+    texts = ((folder/name).read_text("utf-8") for name in ("train_config.json", "made_of.json"))
+    try:
+        settings, made = map(json.loads, texts)
+        splits = read_splits(SimpleNamespace(**settings), ("train", "val"))
+    except (OSError, ValueError, TypeError):
+        return {}
+    base = one_folder(settings["audio_base_path"])
+    return {s: _with_whole_paths(rows, base) for s, rows in splits.items()
+            if made.get(f"the rows of {s}_jsonl") == rows_digest(rows_as_given(rows))}
+
+def heard_in_training(checkpoint_path, rows, base):
+    "As seen_before, for rows that a model of a run is evaluated on. base: folder of their audio."
+    return seen_before(_own_rows(Path(checkpoint_path).parent) | dict(test=_with_whole_paths(rows, base)))
 
 # %% ../nbs/07a_selection.ipynb #se1
 def standard_error(

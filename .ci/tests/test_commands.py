@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SHARED, needs, read, write
 from forge import python
+from prosody_ser.run import Run
 
 TINY = "--backbone tiny --vocab_size 30 --num_epochs 1 --batch_size 4 --gradient_accumulation_steps 1 --num_workers 0 --log_steps 1".split()
 
@@ -73,7 +74,27 @@ def test_a_test_set_that_was_trained_on_is_told(corpus, tmp_path):
     done = command("prosody_ser.evaluate", "--checkpoint_path", tmp_path / "run/best_model", "--audio_base_path", corpus, "--test_jsonl", corpus / "test.jsonl",
                    "--output_dir", tmp_path / "eval", "--emotion_map", "joi=joy,anger=anger")
     assert done.returncode == 0 and "no row has the emotion joi; there are anger, joy" in done.stderr, done.stderr[-2000:]
-    assert "beware" not in (tmp_path / "eval/summary.txt").read_text().split("floor")[0]
+    assert "training or validation set too" not in (tmp_path / "eval/summary.txt").read_text()
+
+
+def test_an_evaluation_on_training_rows_is_told(corpus, tmp_path):
+    """By the manifests of the run: of each row, however its folder is spelt, from Python too; not where they were changed since."""
+    folder = shutil.copytree(corpus, tmp_path / "data")
+    assert train(folder, tmp_path).returncode == 0
+    both = [*read(folder / "test.jsonl"), *read(folder / "train.jsonl"), *read(folder / "val.jsonl")]
+    n = len(both) - len(read(folder / "test.jsonl"))
+    (folder / "both.jsonl").write_text("".join(json.dumps(row) + "\n" for row in both))
+    how = ["prosody_ser.evaluate", "--checkpoint_path", tmp_path / "run/best_model", "--output_dir", tmp_path / "eval", "--test_jsonl", folder / "both.jsonl"]
+    told = f"beware: {n} of {len(both)} test utterances are in the training or validation set too."
+    done = command(*how, "--audio_base_path", f"{tmp_path}/data/../data/")
+    assert done.returncode == 0, done.stderr[-2000:]
+    places = done.stdout, (tmp_path / "eval/summary.txt").read_text(), (tmp_path / "eval/report.html").read_text()
+    assert all(told in text for text in places), done.stdout + done.stderr[-2000:]
+    scores = Run(tmp_path / "run").evaluate(folder / "val.jsonl", device="cpu")
+    assert any("validation set too" in w for w in scores.warnings)
+    rows = read(folder / "train.jsonl")
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
+    assert told not in (done := command(*how, "--audio_base_path", folder)).stdout and done.returncode == 0, done.stderr[-2000:]
 
 
 def test_files_and_folders_in_the_way(corpus, tmp_path, command):
