@@ -35,7 +35,7 @@ from . import data, evaluation
 from . import folder as own
 from .backbones import encoder_config
 from .config import PATH_SETTINGS, ConfigError, TrainConfig, TrainingError, default_of
-from .evaluate import markdown_table, notes_html, plot_runs, score_text, show_html, table_html
+from .evaluate import markdown_table, notes_html, number_table, plot_runs, score_text, show_html
 from .evaluation import LOWER_IS_BETTER, METRIC_NAMES, group_runs, run_groups, save_figure
 from .labels import classes_of
 from .selection import MAIN_METRICS, compared_by
@@ -488,8 +488,8 @@ class RunTable:
         return plot_runs(self.runs, self.settings, _labels(self.frame, heads), titles, self.best)
 
     def _repr_html_(self):
-        notes = notes_html(_comparison_notes(self))
-        return show_html('<div class="number">', table_html(*_comparison_rows(self)), "</div>", notes).data
+        return show_html(number_table(*_comparison_rows(self)), notes_html(_comparison_notes(self))).data
+
 
 # %% ../nbs/10_ablation_study.ipynb #10cgatherc013
 _MAIN_METRICS = "ser/wa", "ser/ua", "ser/macro_f1", "asr/wer", "asr/cer", "prosody/f1"     # the CSV has all
@@ -550,6 +550,9 @@ def comparison_table(
 ) -> str:
     "The comparison as Markdown."
     return "\n- ".join([markdown_table(*_comparison_rows(table)) + "\n", *_comparison_notes(table)])
+
+RunTable.__repr__ = comparison_table                                   # where there is no HTML
+
 
 # %% ../nbs/10_ablation_study.ipynb #10cgatherc015
 def runs(

@@ -66,7 +66,9 @@ def table_html(
     body = "".join(line("td", r) for r in rows)
     return f"<table><thead>{line('th', head)}</thead><tbody>{body}</tbody></table>"
 
-def _number_table(head, rows):
+
+# %% ../nbs/07b_report.ipynb #19c42b58
+def number_table(head, rows):
     "A table of numbers, aligned to the right."
     return f'<div class="number">{table_html(head, rows)}</div>'
 
@@ -296,7 +298,7 @@ def notes_html(
 
 def _scores_html(scores):
     "Pieces of HTML: scores, notes, emotions, and where the report is."
-    main, *classes = [_number_table(*t) for t in _tables(scores).values()]
+    main, *classes = [number_table(*t) for t in _tables(scores).values()]
     pieces = [main, *_paragraphs(scores.warnings, "warn"), *_paragraphs(scores.notes, "note"), *classes]
     if scores.report:
         page = escape(Path(scores.report).as_posix())
@@ -447,7 +449,7 @@ def _page_html(scores, figures, audio_base_path):
     notes = [f"{len(scores.records)} utterances", *scores.notes]
     parts = ["<h1>Evaluation</h1>", *_paragraphs(notes, "note"), *_paragraphs(scores.warnings, "warn")]
     tables = _tables(scores) | ({"Transcript": _transcript_rows(scores)} if "asr/wer" in scores else {})
-    tables = [f"<section><h2>{k}</h2>{_number_table(*t)}</section>" for k, t in tables.items()]
+    tables = [f"<section><h2>{k}</h2>{number_table(*t)}</section>" for k, t in tables.items()]
     parts += ['<div class="tables">', *tables, "</div>"]
     if figures:
         parts += ["<h2>Figures</h2><div class=figures>", *map(_figure_html, figures), "</div>"]
