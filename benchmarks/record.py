@@ -553,8 +553,8 @@ def published(path, rows):
 
 
 @cache
-def by_text(place):
-    """F1 of prominent words by a rule that hears nothing, over the test rows of all folds."""
+def by_text(place, known=("train",)):
+    """F1 of prominent words by a rule that hears nothing, from the known splits, over all folds' test rows."""
     from prosody_ser.data import read_manifest
     from prosody_ser.labels import f1_by_text
 
@@ -564,7 +564,7 @@ def by_text(place):
         return [([f"{folder.name} {w}" for w in u.words], u.prosody_annotations) for u in marked]  # each fold its own
 
     folds = sorted(d for d in (place / "folds").iterdir() if d.is_dir())
-    return f1_by_text(*(sum((rows(d, s) for d in folds), []) for s in ("train", "test")))
+    return f1_by_text(*(sum((rows(d, s) for d in folds for s in of), []) for of in (known, ("test",))))
 
 
 def seeds_of(sums, resamples=1000):
@@ -580,34 +580,42 @@ def seeds_of(sums, resamples=1000):
     return found
 
 
-def over_seeds(pairs):
-    """Mean and interval of (number, its draws) of each seed; the seeds are drawn, too, with replacement."""
+def over_seeds(pairs, speakers, within=(-np.inf, np.inf)):
+    """Mean and interval of (number, its draws) of each seed. Of n seeds n - 1 are drawn with replacement: so
+    the mean of the drawn ones varies as that of n seeds does (Hesterberg 2004)."""
+    from prosody_ser.evaluation import interval
+
     numbers, draws = zip(*pairs, strict=True)
-    draws, n = np.stack(draws, 1), len(numbers)
-    chosen = np.random.default_rng(1).integers(n, size=draws.shape)
+    draws, n, mean = np.stack(draws, 1), len(numbers), float(np.mean(numbers))
+    chosen = np.random.default_rng(1).integers(n, size=(len(draws), max(1, n - 1)))
     draws = np.take_along_axis(draws, chosen, 1).mean(1)
-    low, high = np.nanpercentile(draws, [2.5, 97.5])
+    low, high = np.clip(interval(mean, draws, speakers), *within).tolist()
+    se = float(np.nanstd(draws)) * (speakers / (speakers - 1)) ** 0.5
     sd = float(np.std(numbers, ddof=1)) if n > 1 else None
-    about = dict(low=float(low), high=float(high), se=float(np.nanstd(draws)), sd=sd, seeds=n)
-    return dict(mean=float(np.mean(numbers)), **about)
+    return dict(mean=mean, low=low, high=high, se=se, sd=sd, seeds=n)
+
+
+def speakers_of(sums):
+    """How many speakers each seed was tested on."""
+    return len(next(iter(sums["seeds"].values())))
 
 
 def scores_of(sums):
     """Mean of each score with its deviation over seeds, floor and interval, over the seeds that have it."""
-    each, found = seeds_of(sums).values(), {}
+    each, found, n = seeds_of(sums).values(), {}, speakers_of(sums)
     for k in SHOWN:
         having = [(m, draws) for m, draws in each if k in draws]
         if having:
-            floor = having[0][0][f"{k}_floor"]
-            found[k] = over_seeds([(m[k], draws[k]) for m, draws in having]) | dict(floor=floor)
+            within, floor = (0, np.inf if k == "asr/wer" else 1), having[0][0][f"{k}_floor"]
+            found[k] = over_seeds([(m[k], draws[k]) for m, draws in having], n, within) | dict(floor=floor)
     return found
 
 
 def speaker_norm_gain(sums):
     """What speaker norm adds to UA, with its interval; None where its answers were not counted."""
     alone, norm = "ser/ua", "ser/ua_speaker_norm"
-    having = [(m, draws) for m, draws in seeds_of(sums).values() if norm in draws]
-    return over_seeds([(m[norm] - m[alone], d[norm] - d[alone]) for m, d in having]) if having else None
+    having = [(m[norm] - m[alone], d[norm] - d[alone]) for m, d in seeds_of(sums).values() if norm in d]
+    return over_seeds(having, speakers_of(sums)) if having else None
 
 
 def difference(mine, theirs):
@@ -618,7 +626,7 @@ def difference(mine, theirs):
     both = [(one[s], two[s]) for s in one if s in two]
     for k in SHOWN:
         pairs = [(a[k] - b[k], x[k] - y[k]) for (a, x), (b, y) in both if k in x and k in y]
-        found |= {k: over_seeds(pairs)} if pairs else {}
+        found |= {k: over_seeds(pairs, speakers_of(mine))} if pairs else {}
     return found
 
 
@@ -710,8 +718,8 @@ def text_rule(row, args):
     before = args.published.get(row.id, {}).get("f1_by_text")
     if not row.settings.get("use_alpha_prosody"):
         return {}
-    place = row.place(args.out)
-    return dict(f1_by_text=by_text(place) if (place / "folds/0/train.jsonl").is_file() else before)
+    place, known = row.place(args.out), ("train", "val") if row.settings.get("refit") else ("train",)
+    return dict(f1_by_text=by_text(place, known) if (place / "folds/0/train.jsonl").is_file() else before)
 
 
 def line(found):

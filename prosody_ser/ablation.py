@@ -65,12 +65,12 @@ def _is_finished(run):
 
 def _discard(run, result="test_results.json"):
     "Remove the result of other settings, and the error of an earlier attempt."
-    folder, before = Path(run.save_dir), Run(run.save_dir)
-    if (folder/result).exists() and before.settings_file.exists():
+    before = Run(run.save_dir)
+    if (before.folder/result).exists() and before.settings_file.exists():
         changed = ", ".join(before.changed_settings(run))
         log_main(f"trained before, but with other settings: {changed}; training it again")
     for name in (result, "error.txt"):
-        (folder/name).unlink(missing_ok=True)
+        (before.folder/name).unlink(missing_ok=True)
 
 def train_or_read(run, **options):
     "Train and test a run, resume it, or read it if it is finished; options go to run_training."
@@ -383,11 +383,13 @@ def _fold_result(run):
 
 # %% ../nbs/10_ablation_study.ipynb #10bcrossvalc010
 def _summarise_folds(results):
-    "For each metric: mean and sd over folds, over seeds of the pooled score, its floor and 95 % interval."
+    "Metric -> mean and sd over folds, and over seeds of the pooled score, floor and interval; a note on it."
     runs = pd.DataFrame([r | r["metrics"] for r in results])
-    by_seed = [runs["records"][runs["seed"] == seed] for seed in runs["seed"].unique()]
-    pooled = [evaluation.score(sum(records, [])) for records in by_seed]
-    ranges, _ = evaluation.intervals(sum(runs["records"], []))             # a speaker is drawn with all seeds
+    by_seed = [sum(same["records"], []) for _, same in runs.groupby("seed")]
+    pooled = list(map(evaluation.score, by_seed))
+    ranges, drawn = evaluation.intervals(sum(by_seed, []))                 # a speaker is drawn with all seeds
+    note = (f"{len(by_seed[0])} utterances, folds: {runs.fold.nunique()}, seeds: {len(by_seed)} (not drawn). "
+            f"{evaluation.describe_intervals(drawn)}")
     metrics = [k for k in METRIC_NAMES if k in runs and k in pooled[0]]
     over_folds = group_runs(group_runs(runs, ["fold"], metrics), [], metrics).to_dict("records")[0]
     over_seeds = group_runs(pd.DataFrame(pooled), [], metrics).to_dict("records")[0]
@@ -395,9 +397,9 @@ def _summarise_folds(results):
     for k in metrics:
         folds, pooled = (dict(mean=row[k], sd=row[f"{k}_sd"] if pd.notna(row[f"{k}_sd"]) else None)
                          for row in (over_folds, over_seeds))
-        ends = {end: ranges[f"{k}_{end}"] for end in ("low", "high") if f"{k}_{end}" in ranges}
-        table[k] = dict(folds=folds, pooled=pooled, floor=over_seeds[f"{k}_floor"]) | ends
-    return table
+        table[k] = dict(folds=folds, pooled=pooled, floor=over_seeds[f"{k}_floor"]) | {
+            end: ranges[f"{k}_{end}"] for end in ("low", "high") if f"{k}_{end}" in ranges}
+    return table, note
 
 def crossval_table(
     table, # from run_crossval
@@ -412,10 +414,9 @@ def crossval_table(
 
 def _plot_folds(results, metric="ser/ua"):
     "The score of each fold by its test speakers, a point a seed, with its floor. Returns the figure."
-    runs, speakers = pd.DataFrame([r | r["metrics"] for r in results if metric in r["metrics"]]), []
-    for same in run_groups(runs, ["fold"]):
-        names = sorted({x["speaker"] or "?" for x in sum(same["records"], [])})
-        speakers.append(names[0] if len(names) == 1 else f"{len(names)} speakers")
+    runs = pd.DataFrame([r | r["metrics"] for r in results if metric in r["metrics"]])
+    names = [sorted({x["speaker"] or "?" for x in sum(f["records"], [])}) for f in run_groups(runs, ["fold"])]
+    speakers = [same[0] if len(same) == 1 else f"{len(same)} speakers" for same in names]
     return plot_runs(runs, ["fold"], speakers, {metric: f"{METRIC_NAMES[metric]}, by test speakers"})
 
 # %% ../nbs/10_ablation_study.ipynb #10bcrossvalc011
@@ -447,10 +448,10 @@ def run_crossval(
 
 def _write_crossval(folder, results):
     "Table, figures, pooled predictions and every run's scores."
-    table = _summarise_folds(results)
+    table, note = _summarise_folds(results)
     runs = [{k: r[k] for k in ("fold", "seed", "metrics")} for r in results]
     write_main(folder/"crossval.json", dict(table=table, runs=runs))
-    write_main(folder/"crossval.md", crossval_table(table) + "\n")
+    write_main(folder/"crossval.md", f"{crossval_table(table)}\n\n{note}\n")
     pooled = [dict(fold=r["fold"], seed=r["seed"]) | record for r in results for record in r["records"]]
     evaluation.write_predictions(folder/"crossval_predictions.jsonl", pooled)
     if "ser/ua" in table:
@@ -504,8 +505,7 @@ def _setting_heads(table):
     "Setting -> heading; settings that always have the same value are one column."
     heads = {}
     for name in [k for k in table.settings if k not in PATH_SETTINGS]:
-        values = table.frame[name].tolist()
-        same = next((k for k in heads if table.frame[k].tolist() == values), name)
+        same = next((k for k in heads if table.frame[k].tolist() == table.frame[name].tolist()), name)
         heads[same] = f"{heads[same]} = {name}" if same in heads else name
     return heads
 

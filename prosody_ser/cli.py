@@ -166,15 +166,15 @@ def _parse_both(settings, name, argv, about):
     return how, parse_args(TrainConfig, [*places, *rest, *each], f"prosody-ser {name}")
 
 def _crossval(configs):
-    from prosody_ser.ablation import crossval_table, given_folds, make_folds, run_crossval
+    from prosody_ser.ablation import given_folds, make_folds, run_crossval
     how, config = configs
     made = Path(config.save_dir)/"folds"
     folds = given_folds(how.fold_dir) if how.fold_dir else make_folds(how.manifests, made, how.folds)
     there = [int(Path(f).name) for f in folds]
     if gone := [n for n in how.only or () if n not in there]:
         raise ConfigError(f"--only {gone[0]}: the folds are {', '.join(map(str, there))}.")
-    if table := run_crossval(config, folds, how.seeds, how.only):
-        print(f"\n{crossval_table(table)}\n\n{Path(config.save_dir)/'crossval.md'}")
+    if run_crossval(config, folds, how.seeds, how.only):
+        print(f"\n{(shown := Path(config.save_dir)/'crossval.md').read_text('utf-8')}\n{shown}")
 
 # %% ../nbs/12_cli.ipynb #comparecmd
 @dataclass

@@ -17,7 +17,7 @@ import jiwer
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
+from scipy.special import log_softmax, ndtri, softmax, stdtrit
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix, roc_auc_score
 
 from .folder import new_figure, save_figure, to_json, write_whole
@@ -120,8 +120,7 @@ def confidences(
 ):           # confidence (N,), true class (N,), predicted class (N,); the classes as indices
     "The probability of each predicted emotion, of the labelled records."
     rows = [r for r in with_emotion(records) if "probabilities" in r]
-    names = dict.fromkeys(name for r in rows for name in r["probabilities"])
-    index = {name: i for i, name in enumerate(names)}
+    index = {name: i for i, name in enumerate(dict.fromkeys(k for r in rows for k in r["probabilities"]))}
     confidence = np.array([r["probabilities"][r["predicted_emotion"]] for r in rows], float)
     truth, predicted = (np.array([index[r[k]] for r in rows], int) for k in ("emotion", "predicted_emotion"))
     return confidence, truth, predicted
@@ -141,7 +140,7 @@ def calibration_error(
     right,      # (N,) whether it was right
     bins=_BINS, # of equal width
 ) -> float:
-    "Expected calibration error (Guo et al. 2017, equation 5)."
+    "Expected calibration error (Naeini et al. 2015; Guo et al. 2017, section 2)."
     table = _confidence_bins(confidence, right, bins)
     return float((table.n * (table.accuracy - table.confidence).abs()).sum() / table.n.sum())
 
@@ -285,8 +284,7 @@ def edit_counts(
         if not reference.strip(): return 0, 0, len(split(hypothesis.strip())), 0   # jiwer 3 wants a reference
         m = process(reference, hypothesis)
         return m.substitutions, m.deletions, m.insertions, m.hits + m.substitutions + m.deletions
-    counts = [one(r, h) for r, h in zip(references, hypotheses, strict=True)]
-    return np.array(counts, int).reshape(-1, 4)
+    return np.array([one(r, h) for r, h in zip(references, hypotheses, strict=True)], int).reshape(-1, 4)
 
 # %% ../nbs/07_evaluation.ipynb #asr0
 _RATES = {
@@ -379,8 +377,7 @@ def score(
     "All metrics of a set of predictions; a task without a labelled row is left out."
     metrics = {}
     if rows := with_emotion(records):
-        metrics |= _emotion_scores(rows)
-        metrics |= confidence_metrics(rows)
+        metrics |= _emotion_scores(rows) | confidence_metrics(rows)
     if rows := _having("text", records):
         metrics |= asr_metrics([r["text"] for r in rows], [r["hypothesis"] for r in rows]) | _ctc_health(rows)
     if rows := _having("prosody_annotations", records):
@@ -390,7 +387,7 @@ def score(
     return metrics | soft_counts(records)
 
 # %% ../nbs/07_evaluation.ipynb #c006
-_MIN_GROUPS, _FEW_GROUPS = 3, 10
+_MIN_GROUPS = 3
 
 def _bootstrap_groups(records):  # -> (N,), dict: by, groups, note where the interval needs care
     "What the bootstrap draws, as the index of each record's group: speakers, else films, else utterances."
@@ -404,13 +401,20 @@ def _bootstrap_groups(records):  # -> (N,), dict: by, groups, note where the int
         note = f"only {n} {by if n == 1 else by + 's'}: nothing is known about new ones"
         owner, n = _indices(rows)
         return owner, dict(by="utterance", groups=n, note=note)
-    note = dict(note="few groups, the interval is too narrow") if known and n < _FEW_GROUPS else {}
-    return owner, dict(by=by, groups=n) | note
+    return owner, dict(by=by, groups=n)
 
 def _indices(keys):
     "Equal keys get equal indices (N,); how many there are."
     index, found = pd.factorize(pd.Series(keys, dtype=object))
     return index, len(found)
+
+# %% ../nbs/07_evaluation.ipynb #4205fdeb
+def interval(value, drawn, groups):
+    "Low and high end of the 95 % interval of a score, from that of drawn sets (R,) of so many groups."
+    n, drawn = max(groups, 2), np.where(np.isfinite(drawn), drawn, np.nan)
+    wider = stdtrit(n - 1, .975) / ndtri(.975) * (n / (n - 1)) ** .5        # Student's t, and its spread
+    return value + wider * (np.nanpercentile(drawn, [2.5, 97.5]) - value)
+
 
 # %% ../nbs/07_evaluation.ipynb #c012
 def _drawn_groups(groups, resamples, seed):
@@ -459,21 +463,28 @@ def _draw_prosody(records, owner, *draws):
     return _prosody_scores(_drawn_sums(counts, owner, *draws)) | auc
 
 def _drawn_scores(records, resamples, seed, by_speaker=True):
-    "For each task with labels: what was drawn, and its scores in each drawn set, (resamples,) a metric."
+    "Task -> what was drawn, for each task with labels; every score in each drawn set, (resamples,)."
     tasks = {"ser": (with_emotion(records), _draw_ser),
              "asr": (_having("text", records), _draw_asr),
              "prosody": (_having("prosody_annotations", records), _draw_prosody)}
+    about, found = {}, {}
     for task, (rows, draw) in tasks.items():
         if not rows: continue
         owner, drawn = _bootstrap_groups(rows) if by_speaker else (np.arange(len(rows)), {})
-        yield task, drawn | dict(resamples=resamples, seed=seed), draw(rows, owner, resamples, seed)
+        about[task] = drawn | dict(resamples=resamples, seed=seed)
+        found |= draw(rows, owner, resamples, seed)
+    return about, found
+
 
 # %% ../nbs/07_evaluation.ipynb #c026b
-def _ends(key, values):
-    "Both ends of the middle 95 % of the values; nothing where no drawn set has the score."
-    if not np.isfinite(values).any(): return {}
-    low, high = np.nanpercentile(np.where(np.isfinite(values), values, np.nan), [2.5, 97.5]).tolist()
-    return {f"{key}_low": low, f"{key}_high": high}
+def _ends(values, drawn, about, lowest=-np.inf):
+    "KEY_low and KEY_high of the values (key -> number) that some drawn set has, too."
+    ends = {}
+    for k in [k for k in values if np.isfinite(drawn.get(k, np.nan)).any()]:
+        both = interval(values[k], drawn[k], about[k.split("/")[0]]["groups"])
+        both = np.clip(both, lowest, np.inf if k in LOWER_IS_BETTER else 1)
+        ends |= dict(zip((f"{k}_low", f"{k}_high"), both.tolist(), strict=True))
+    return ends
 
 def draw_scores(
     records,         # from predict or read_predictions
@@ -482,7 +493,7 @@ def draw_scores(
     by_speaker=True, # draw speakers or films where they are known, else utterances
 ) -> dict:           # key -> (resamples,)
     "Every score in each drawn set."
-    return {k: v for *_, s in _drawn_scores(records, resamples, seed, by_speaker) for k, v in s.items()}
+    return _drawn_scores(records, resamples, seed, by_speaker)[1]
 
 def intervals(
     records,        # from predict or read_predictions
@@ -490,12 +501,8 @@ def intervals(
     seed=0,         # of the draws
 ):                  # dict of KEY_low and KEY_high; dict: task -> what was drawn
     "95 % bootstrap intervals of the scores; a task without a labelled row is left out."
-    ends, drawn = {}, {}
-    for task, groups, scores in _drawn_scores(records, resamples, seed):
-        drawn[task] = groups
-        for k, values in scores.items():
-            ends |= _ends(k, values)
-    return ends, drawn
+    about, drawn = _drawn_scores(records, resamples, seed)
+    return _ends(score(records), drawn, about, 0), about
 
 def describe_intervals(
     drawn, # from intervals
@@ -554,11 +561,10 @@ def paired_difference(
         raise ValueError(f"the two sets of predictions ({len(records)} and {len(others)}) are not of the "
                          "same utterances; compare models on one test set.")
     _check_references(*sets)
-    (one, draws), (other, their_draws) = ((score(rows), draw_scores(rows, resamples, seed)) for rows in sets)
-    found = {}
-    for k in [k for k in draws if k in their_draws and k in one and k in other]:
-        found |= {k: one[k] - other[k]} | _ends(k, draws[k] - their_draws[k])
-    return found
+    (about, mine), (_, theirs) = (_drawn_scores(rows, resamples, seed) for rows in sets)
+    one, other = map(score, sets)
+    gaps = {k: one[k] - other[k] for k in mine if k in theirs and k in one and k in other}
+    return gaps | _ends(gaps, {k: mine[k] - theirs[k] for k in gaps}, about)
 
 def _row_key(r):
     "What names an utterance among the predictions of seeds: corpus, file, and where it lies there."
@@ -588,8 +594,7 @@ def read_predictions(
     path, # predictions.jsonl, or the folder of a run, evaluation, cross-validation or study that holds it
 ) -> list[dict]:
     "Read the predictions of a run. Raises `FileNotFoundError`, or `ManifestError` for another file."
-    path = Path(path)
-    places = [path] if path.is_file() else [path/name for name in _PREDICTION_FILES]
+    places = [path] if (path := Path(path)).is_file() else [path/name for name in _PREDICTION_FILES]
     found = next((p for p in places if p.is_file()), None)
     if found is None:
         raise FileNotFoundError(f"{path}: no predictions there. Name a predictions.jsonl, or the folder of a "

@@ -82,8 +82,8 @@ def test_a_row_that_was_renamed(tmp_path):
 def answers(seed, wrong_every, n=120):
     """Two emotions by six speakers; every so many answers are wrong, at other places with another seed."""
     names = "joy", "anger"
-    return [dict(id=i, seed=seed, emotion=names[i % 2], predicted_emotion=names[(i % 2) ^ ((i + seed) % wrong_every < 1)],
-                 predicted_speaker_norm=names[(i % 2) ^ ((i + seed) % (2 * wrong_every) < 1)], speaker=f"s{i % 6}", group=f"s{i % 6}") for i in range(n)]
+    return [dict(id=i, seed=seed, emotion=names[i % 2], predicted_emotion=names[(i % 2) ^ ((i // 5 + seed) % wrong_every < 1)],
+                 predicted_speaker_norm=names[(i % 2) ^ ((i // 5 + seed) % (2 * wrong_every) < 1)], speaker=f"s{i % 6}", group=f"s{i % 6}") for i in range(n)]
 
 
 def test_a_row_and_a_difference():
@@ -103,6 +103,16 @@ def test_a_row_and_a_difference():
     assert record.difference(better, worse | dict(seeds=old))["ser/ua_speaker_norm"]["seeds"] == 1
     single = record.difference(better, record.sums_of(answers(0, 4)))["ser/ua"]        # a row of one seed is held against each
     assert single["seeds"] == 3 and single["mean"] == pytest.approx(gained["mean"], abs=.03)
+
+
+def test_seeds_count_by_what_they_differ():
+    """Speakers who are all alike leave the standard error of the mean over seeds, .1414 / √2; Student's t is of six speakers."""
+    two = record.over_seeds([(.5, np.full(1000, .5)), (.7, np.full(1000, .7))], 10 ** 6)
+    assert two["mean"] == pytest.approx(.6) and two["se"] == pytest.approx(.1, abs=.002) and two["sd"] == pytest.approx(.1414, abs=1e-3)
+    spread = np.linspace(.4, .6, 1001)
+    one, clipped = (record.over_seeds([(.5, spread)], 6, within) for within in ((0, 1), (.4, .55)))
+    assert one["high"] - .5 == pytest.approx(.095 * 2.571 / 1.96 * (6 / 5) ** .5, abs=1e-3) and one["low"] == pytest.approx(1 - one["high"])
+    assert (clipped["low"], clipped["high"]) == (.4, .55)
 
 
 def test_sums_give_the_scores_of_the_predictions():
