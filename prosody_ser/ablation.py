@@ -138,7 +138,6 @@ def _best(scores, metric):
     return scores.idxmin() if metric in LOWER_IS_BETTER else scores.idxmax()
 
 # %% ../nbs/10_ablation_study.ipynb #c006
-_DEFAULTS = {f.name: default_of(f) for f in fields(TrainConfig)}
 _VARIED = {  # --ablation_mode -> columns of what varies, with their headings
     "joint": {"alpha": "α"}, "asr": {"alpha": "α transcript"}, "prosody": {"alpha": "α prominence"},
     "grid": {"alpha_asr": "α transcript", "alpha_prosody": "α prominence"},
@@ -158,7 +157,7 @@ def _alpha_variants(config):
         # such as alpha_0.1, or alpha_asr_0_prosody_0.1
         name = "_".join(f"{k}_{v:g}" for k, v in joint.items()).replace("_alpha_p", "_p")
         overrides[name] = settings
-    plain = {k: v for k, v in _DEFAULTS.items() if k.startswith("ablation_")}
+    plain = {f.name: default_of(f) for f in fields(TrainConfig) if f.name.startswith("ablation_")}
     plain |= dict.fromkeys(("run_ablation_study", "resume", "refit"), False)
     plain["tokenizer_path"] = config.tokenizer_path or str(Run(config.save_dir).tokenizer)     # one for all
     plain |= dict(num_epochs=config.ablation_epochs, checkpoint_interval=0, checkpoint_steps=0)
@@ -194,6 +193,7 @@ _SHARES = {
 class _AlphaStudy:
     "The runs of a study grouped by α, and the best α on validation."
     def __init__(self, results, mode, metric):
+        metric = compared_by(metric, {k for r in results for k in r["best"]} or MAIN_METRICS.values())
         self.mode, self.metric, self.by = mode, metric, list(_VARIED[mode])
         varied = "alpha_prosody" if mode == "prosody" else "alpha_asr"
         rows = [r | r["best"] | r["training"] | dict(alpha=r[varied]) for r in results]
@@ -270,7 +270,7 @@ def _run_study(config):
     if not results:
         raise TrainingError(f"all {len(runs)} runs of the study failed; the first one: {failures[0]['error']}"
                             f"\n{folder}/ablation_results.json has all. Mend the cause and start it again.")
-    study = _AlphaStudy(results, config.ablation_mode, config.select_by or MAIN_METRICS[config.tasks[0]])
+    study = _AlphaStudy(results, config.ablation_mode, config.select_by or "skill")
     warning = study.warning()
     if is_main_process():
         write_main(folder/"ablation_table.md", _study_text(study, failures, warning) + "\n")
@@ -288,7 +288,7 @@ def _run_study(config):
 # %% ../nbs/10_ablation_study.ipynb #c017b
 def _write_results(config, results, failures):
     "Every run so far, what failed, the table and the choice."
-    study = _AlphaStudy(results, config.ablation_mode, config.select_by or MAIN_METRICS[config.tasks[0]])
+    study = _AlphaStudy(results, config.ablation_mode, config.select_by or "skill")
     found = dict(metric=study.metric, mode=study.mode, best=study.chosen)
     if study.chosen and study.mode != "grid":
         found["best_alpha"] = next(iter(study.chosen.values()))

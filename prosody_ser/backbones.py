@@ -159,9 +159,10 @@ def _encode_in_chunks(
 ):            # list of (B, T, H)
     "Encode rows longer than a chunk in overlapping chunks and join their inner frames."
     ends, pieces = lengths.tolist(), [[] for _ in x]
-    chunks, width = cut_in_chunks(ends, size * stride, context * stride), min(size * stride, x.shape[-1])
+    chunks = cut_in_chunks(ends, size * stride, context * stride)
     for i in range(0, len(chunks), len(x)):                       # as many chunks at a time as there are rows
         some = chunks[i:i + len(x)]
+        width = max(n for *_, n in some)               # none where one is alone: group norm has no mask
         batch = torch.stack([F.pad(x[r, ..., s:s + n], (0, width - n)) for r, s, n in some])     # (N, ..., S)
         states, frames = encode(batch, lengths.new_tensor([n for *_, n in some]))
         for (row, start, n), *chunk, last in zip(some, *states, frames.tolist(), strict=True):

@@ -95,18 +95,19 @@ class _Encoder:
         x = [_FEATURES[kind["kind"]](a, kind, **self.arrays) for a in recordings]
         stride, context = about["stride"], about["frame_rate"]
         ends, size = [f.shape[-1] for f in x], about["chunk_frames"]
-        chunks, width = cut_in_chunks(ends, size * stride, context * stride), min(size * stride, max(ends))
+        chunks = cut_in_chunks(ends, size * stride, context * stride)
         pieces = [[] for _ in x]
         for i in range(0, len(chunks), len(x)):
             some = chunks[i:i + len(x)]
-            for (row, start, n), (states, last) in zip(some, self._run(x, some, width), strict=True):
+            for (row, start, n), (states, last) in zip(some, self._run(x, some), strict=True):
                 last = size - context if start + n < ends[row] else last
                 pieces[row].append({t: h[context if start else 0:last] for t, h in states.items()})
         joined = [{t: np.concatenate([p[t] for p in row]) for t in about["tasks"]} for row in pieces]
         return [self._without_tail(h, len(a)) for h, a in zip(joined, recordings, strict=True)]
 
-    def _run(self, x, chunks, width):  # -> for each chunk: task -> (T, H), its frames
+    def _run(self, x, chunks):  # -> for each chunk: task -> (T, H), its frames
         "One batch through the graph."
+        width = max(n for *_, n in chunks)
         padded = [np.pad(x[row][..., start:start + n], [(0, 0)] * (x[row].ndim - 1) + [(0, width - n)])
                   for row, start, n in chunks]
         given = dict(features=np.stack(padded), lengths=np.array([n for *_, n in chunks]))

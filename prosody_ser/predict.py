@@ -170,14 +170,10 @@ def _made_by(checkpoint, settings):
 def _key(u, made_by):
     "A name for what a model says of an utterance; None where its file is missing."
     with suppress(ManifestError, OSError):
-        path = find_audio(audio_path(u), u.start, u.end)
-        key = [*known_by(path), u.start, u.end, made_by]
+        key = [*known_by(find_audio(audio_path(u), u.start, u.end)), u.start, u.end, made_by]
         return blake2b(json.dumps(key, default=str).encode(), digest_size=12).hexdigest()
     return None
 
-def _place(record):
-    "What an answer is about: path, start, end."
-    return record["audio_filepath"], record.get("start"), record.get("end")
 
 # %% ../nbs/06d_predict.ipynb #outfolder
 class _Lines:
@@ -190,7 +186,7 @@ class _Lines:
         if self.file.exists() and not resume:
             raise FolderError(f"{self.file} is there already. Go on with it by --resume, or give another "
                               "--out.")
-        self._take_over({(u.audio_filepath, u.start, u.end): key for key, (u, _) in self.rows.items()})
+        self._take_over()
         new = [name for key, (_, name) in self.rows.items() if key not in self.done]
         files = [n + e for n in new for e in (self.ending, ".png") if e and (e != ".png" or plot)]
         refuse_foreign(self.folder, files + ["predictions.csv"] * (form == "csv" and not resume), [], "out")
@@ -209,16 +205,20 @@ class _Lines:
                                       "another --out.") from None
                 yield record
 
-    def _take_over(self, wanted):
+    def _take_over(self):
         "Note what is done; leave out half a line, and lines that are to be written anew, with their files."
-        kept = []
+        kept, wanted = [], {}                            # (path, start, end) -> keys: two folders may have it
+        for key, (u, _) in self.rows.items():
+            wanted.setdefault((u.audio_filepath, u.start, u.end), []).append(key)
         for record in self.records():
             key, png = record["key"], self._path(record["key"], ".png")
-            if wanted.get(_place(record), key) == key and not (self.plot and png and not png.exists()):
+            keys = wanted.get((record["audio_filepath"], record.get("start"), record.get("end")), [key])
+            if key in keys and not (self.plot and png and not png.exists()):
                 self.done.add(key)
                 kept.append(_line(record))
             else:
-                self._remove(record, wanted[_place(record)])
+                for same in keys:
+                    self._remove(record, same)
         if self.file.exists() and sum(map(len, kept)) != self.file.stat().st_size:
             write_whole(self.file, b"".join(kept))
 
@@ -364,7 +364,7 @@ def _others(config, rows):
 def _shifts(config, predictor, rows, bar, tell):
     "Voice -> what to take off its logits, of all voices that are heard more than once."
     if not config.speaker_norm: return {}
-    rows = [*{(u.audio_filepath, u.start, u.end): u for u in rows}.values()]        # named twice it is one
+    rows = [*{(_voice(config, u), str(audio_path(u)), u.start, u.end): u for u in rows}.values()]  # each once
     heard, options = {}, dict(batch_size=config.batch_size, keep_errors=True)
     for i, (u, x) in enumerate(zip(rows, predictor.emotion_logits(rows, **options), strict=True), 1):
         bar.set_description(f"hearing the speakers, {i} of {len(rows)}")

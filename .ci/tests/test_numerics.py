@@ -159,6 +159,20 @@ def test_odd_audio(model, made, kind):
         torch.testing.assert_close(alone, beside, rtol=1e-3, atol=1e-3)
 
 
+def test_the_end_of_a_long_recording_is_heard_without_silence_after_it(made, monkeypatch):
+    """Group norm has no mask, so a last chunk that is filled up with zeros would be heard as something else."""
+    encoder = small_model(made, "mms").eval().backbone
+    assert not encoder.masked
+    audio = torch.tensor(noise(3.3)[None] * np.sin(np.arange(52800) / 3000) ** 2, dtype=torch.float32)
+    monkeypatch.setattr(encoder, "max_seconds", 3.0)                          # chunks: 0 to 3 s, 1 to 3.3 s
+    features, n = encoder.features(audio, torch.tensor([audio.shape[1]]))
+    with torch.no_grad():
+        states, _ = encoder(audio, torch.tensor([audio.shape[1]]))
+        last, _ = encoder._hidden_states(features[:, 16000:], torch.tensor([features.shape[1] - 16000]))
+    frames = encoder.frame_rate                                               # the first second of it is context
+    torch.testing.assert_close(states[-1][0, 2 * frames:], last[-1][0, frames:], rtol=1e-4, atol=1e-5)
+
+
 # ----------------------------------------------------------------------------------------------------------- odd labels
 
 ABSENT = {"ser": dict(emotion=-100), "asr": dict(words=None, prosody=None), "prosody": dict(prosody=None)}

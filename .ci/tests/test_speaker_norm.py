@@ -1,5 +1,6 @@
 """Speaker norm: answers relative to a speaker, by every way to an answer; both answers are scored; off, none changes."""
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -243,6 +244,28 @@ def test_two_manifests_may_name_their_speakers_alike(run, corpus, command, tmp_p
         files = [str(corpus / f"test{i}.wav") for i in range(k, 6, 2)]
         heard = first.for_speaker(files)
         assert all(found[f] == pytest.approx(heard(f).probabilities, abs=2e-4) for f in files)
+
+
+def test_two_folders_may_name_their_recordings_alike(run, corpus, command, tmp_path):
+    """Answers of both manifests are those of each alone, with files of one name in two folders; what is done stays done."""
+    files = []
+    for k in (0, 1):
+        for i in range(3):
+            (tmp_path / f"c{k}").mkdir(exist_ok=True)
+            shutil.copy(corpus / f"test{2 * i + k}.wav", tmp_path / f"c{k}/{i}.wav")
+        files += [write(tmp_path / f"c{k}/m.jsonl", [dict(audio_filepath=f"{i}.wav", speaker="1") for i in range(3)])]
+    how = ["--speaker_norm", "rows", "--decode_method", "greedy", "--format", "textgrid", "--out"]
+    def answers(out, *manifests, more=()):
+        code, said = command("predict", run.best_model, *manifests, *how, tmp_path / out, *more)
+        assert code == 0, said
+        return [a["probabilities"] for a in read(tmp_path / out / "predictions.jsonl")]
+    manifests = [tmp_path / f"c{k}/m.jsonl" for k in (0, 1)]
+    both = answers("both", *manifests)
+    for mine, alone in zip((both[:3], both[3:]), (answers(f"a{k}", m) for k, m in enumerate(manifests)), strict=True):
+        assert all(p == pytest.approx(q, abs=2e-4) for p, q in zip(mine, alone, strict=True))
+    before = (tmp_path / "both/predictions.jsonl").read_bytes()
+    assert len(answers("both", *manifests, more=["--resume"])) == 6
+    assert (tmp_path / "both/predictions.jsonl").read_bytes() == before and len(list((tmp_path / "both").glob("*.TextGrid"))) == 6
 
 
 def test_told_where_prediction_knows_no_speaker_twice(run, corpus, command):
