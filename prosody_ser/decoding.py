@@ -353,8 +353,8 @@ def _load_kenlm(path, words):
         from flashlight.lib.text.decoder.kenlm import KenLM
         from flashlight.lib.text.dictionary import Dictionary
     except ImportError:
-        raise ImportError("--lm_path needs the package flashlight-text: pip install 'prosody-ser[lm]'. There is "
-                          "none for Python 3.13; take 3.11 or 3.12.") from None
+        raise ImportError("--lm_path needs the package flashlight-text: pip install 'prosody-ser[lm]'. There "
+                          "is none for Python 3.13; take 3.11 or 3.12.") from None
     entries = Dictionary()
     for w in words:
         entries.add_entry(w)
