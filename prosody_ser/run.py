@@ -303,7 +303,7 @@ def _facts_of_folder(folder):
     settings, history = _read(run.settings_file), run.history
     if not run.is_finished:
         raise ConfigError(f"there is no {run.results_file.name} in {folder}: the run is not finished. "
-                          "Start it again with --resume")
+                          f"Start it again{' with --resume' * run.has_checkpoint}")
     try:
         float(history["best"][history["metric"]])
         return dict(settings=settings, metric=history["metric"], best=history["best"], test=run.metrics)
