@@ -17,8 +17,10 @@ import soxr
 from tqdm.auto import tqdm
 
 from .audio import SAMPLING_RATE, audio_path, check_audio, load_utterance
+from .data import Utterance, groups_of
 from .files import digest, find_audio, known_by
 from .labels import ROUNDING, emotion_ids, emotion_targets
+from .text import PLACES, path_key
 
 # %% ../nbs/00c_batches.ipynb #c046
 def change_speed(audio, speed):
@@ -33,13 +35,22 @@ class SpeechDataset:
                  utterances,      # list of Utterance
                  audio_base_path, # folder of the audio; None: the utterances' own
                  names,           # emotion classes, from emotion_names; None: no emotions
-                 seconds=None):   # float (N,): lengths from check_audio; checked here when None
+                 seconds=None,    # float (N,): lengths from check_audio; checked here when None
+                 groups=None):    # speaker or film of each, from groups_of_splits; None: found in these rows
         self.utterances, self.audio_base_path, self.names = utterances, audio_base_path, names
         self.emotions, self.targets = emotion_ids(utterances, names), emotion_targets(utterances, names)
         self.seconds = check_audio(utterances, audio_base_path) if seconds is None else seconds
+        self._groups = groups
 
     def __len__(self):
         return len(self.utterances)
+
+    @property
+    def groups(self):
+        "Speaker or film of each row, or None: (N,), as `groups_of` has them."
+        if self._groups is None:
+            self._groups = _groups_alone(self.utterances)
+        return self._groups
 
     @property
     def class_counts(self):
@@ -53,6 +64,39 @@ class SpeechDataset:
         u = self.utterances[i]
         return dict(audio=change_speed(load_utterance(u, self.audio_base_path), speed), words=u.words,
                     prosody=u.prosody_annotations, emotion=self.targets[i], row=i)
+
+# %% ../nbs/00c_batches.ipynb #628c3d09
+def _without_places(path):
+    "A path without the folders that are just places for audio; one that has no others stays as it is."
+    *folders, file = path_key(path).split("/")
+    kept = [name for name in folders if name.lower() not in PLACES]
+    return "/".join([*kept, file]) if any(kept) else path
+
+def groups_of_splits(splits):
+    """split -> speaker or film of each row, or None, found among the rows of all splits; splits: name ->
+    rows. Of one split alone its films are the first folders in which its own paths differ."""
+    paths = {u.audio_filepath for rows in splits.values() for u in rows}
+    paths = {path: _without_places(path) for path in paths}
+    rows = [Utterance(paths[u.audio_filepath], speaker=u.speaker, corpus=u.corpus)
+            for rows in splits.values() for u in rows]
+    names = iter(groups_of(rows))
+    return {s: [next(names) for _ in rows] for s, rows in splits.items()}
+
+def _groups_alone(rows):
+    "The same of one split alone, with a warning where its films may be the parts of one."
+    folders = {}                                                    # corpus -> those of rows without speakers
+    for u in rows:
+        if not u.speaker:
+            path = _without_places(u.audio_filepath)
+            folders.setdefault(u.corpus, set()).add(path.rpartition("/")[0])
+    for found in folders.values():
+        shared = os.path.commonprefix([tuple(f.split("/")) for f in found])
+        if len(found) > 1 and any(shared):
+            place = "/".join(shared)
+            warnings.warn(f"rows without a speaker all lie in {place}: each of the {len(found)} folders "
+                          "there counts as a film, and intervals are drawn by film. If they are parts of one "
+                          "film or reader, name the speaker of each row in the manifest.", stacklevel=4)
+    return groups_of_splits(dict(rows=rows))["rows"]
 
 # %% ../nbs/00c_batches.ipynb #d041
 def padding_waste(batches, seconds):
@@ -221,19 +265,38 @@ def batch_text(batch_size=8, seconds=10.0, **_):
     fewer = f" (with --batch_size {batch_size} a batch has at most {10 * batch_size} s: --max_batch_seconds)"
     return f"a batch of {rows} x {seconds:g} s{fewer if rows < batch_size else ''}"
 
-def train_batches(rows, config, size, **order):
-    """The batches of training rows (SpeechDataset) that the settings ask for, of at most size rows; order:
-    seed, epoch, world and rank of `DurationBatchSampler`."""
-    slowest, times = np.asarray(rows.seconds) / min(perturbation_speeds(config.speed_perturb)), None
+def _draws(rows, config):
+    "Seconds (N,) of rows at their slowest; how often each comes, else None; who takes each place, else None."
+    times = places = None
+    slowest = np.asarray(rows.seconds) / min(perturbation_speeds(config.speed_perturb))
     if config.balanced_sampling:
         times = oversampling_counts(rows.emotions, config.balanced_sampling, config.seed, rows.targets)
     if config.corpus_temperature != 1:
         places = corpus_places([u.corpus for u in rows.utterances], slowest, config.corpus_temperature)
+    return slowest, times, places
+
+def drawn_counts(rows, config):
+    """Rows (SpeechDataset) of each class in an epoch, (C,), on average, as the settings draw them; one with
+    shares counts in each of its classes with its share."""
+    _, times, places = _draws(rows, config)
+    if times is None and places is None: return rows.class_counts
+    if places:
+        times = np.zeros(len(rows.utterances))
+        for turns in places:
+            times[turns] += 1 / len(turns)
+    shares = np.asarray(rows.targets)                                # (N,) classes, or (N, C)
+    shares = shares if shares.ndim == 2 else shares[:, None] == np.arange(len(rows.names or []))
+    return (times @ np.maximum(shares, 0)).tolist()
+
+def train_batches(rows, config, size, **order):
+    """The batches of training rows (SpeechDataset) that the settings ask for, of at most size rows; order:
+    seed, epoch, world and rank of `DurationBatchSampler`."""
+    slowest, times, places = _draws(rows, config)
+    if places:
         slowest = np.array([slowest[turns[0]] for turns in places])
     batches = DurationBatchSampler(slowest, size, config.max_batch_seconds or 10 * config.batch_size,
                                    config.batching == "length", times=times, **order)
-    if config.corpus_temperature != 1:
-        batches = TurnSampler(batches, places)
+    batches = TurnSampler(batches, places) if places else batches
     return SpeedPerturbSampler(batches, config.speed_perturb) if config.speed_perturb else batches
 
 # %% ../nbs/00c_batches.ipynb #draw2

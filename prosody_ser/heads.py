@@ -7,7 +7,9 @@ __all__ = ['normalise_layers', 'LayerMix', 'Pooling', 'SERHead', 'class_weights'
            'ProsodyHead']
 
 # %% ../nbs/04_heads.ipynb #c003
+import json
 import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -100,14 +102,14 @@ class SERHead(nn.Module):
 
 # %% ../nbs/04_heads.ipynb #c016
 def class_weights(
-    counts, # training rows of each class, (C,)
+    counts, # training rows of each class as they are drawn, (C,)
 ) -> list[float]: # (C,), 0 for a class that does not occur
     "Weights N / (C n_c): every class that occurs counts alike, and their mean over the training rows is 1."
     occur = sum(n > 0 for n in counts)
     return [sum(counts) / (occur * n) if n else 0.0 for n in counts]
 
 def log_prior(
-    counts, # training rows of each class, (C,)
+    counts, # training rows of each class as they are drawn, (C,)
 ) -> list[float]: # (C,), nats; a class that does not occur is given half a row
     "Logarithm of each class's share of the training rows."
     return [math.log(max(n, 0.5) / sum(counts)) for n in counts]
@@ -136,6 +138,16 @@ def emotion_losses(
     if not gamma: return nll
     p = logits.softmax(-1).gather(1, known[:, None]).squeeze(1)                       # (B,)
     return (1 - p).clamp(min=1e-6) ** gamma * nll        # not 0, where a power's slope may be infinite
+
+# %% ../nbs/04_heads.ipynb #6d99aa0a
+def emotion_loss_of(
+    folder,    # of a saved model, such as a checkpoint
+    otherwise, # where it does not say
+) -> dict:     # weights, shift and gamma
+    "The options of the emotion loss that a model was trained with."
+    file = Path(folder)/"config.json"
+    saved = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return saved.get("ser") or otherwise
 
 # %% ../nbs/04_heads.ipynb #c021
 class CTCHead(nn.Module):

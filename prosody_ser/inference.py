@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from . import confidence
+from . import batches, confidence
 from .alignment import MIN_ALIGNMENT_SCORE, alignment_scores
 from .audio import SAMPLING_RATE, load_samples, plot_utterance
 from .backbones import half_precision
 from .batches import at_speed, audio_keys, batches_by_length, content_keys, loader_workers
 from .config import ConfigError, TrainingError
-from .data import Utterance, groups_of
+from .data import Utterance
 from .decoding import DECODERS, blank_stats
 from .folder import leave_interrupts_to_main, new_figure, one_writer, read_index
 from .halves import in_parts
@@ -370,10 +370,10 @@ def to_records(
     names,      # emotion classes
     tokenizer=None, # to spell the tokens
     temperature=1.0, # that the emotions' logits are divided by
-    groups=None, # speaker or film of each, from groups_of; None: found among these utterances
+    groups=None, # speaker or film of each, from groups_of_splits; None: found among these utterances
 ) -> list[dict]:
     "Join predictions and references, one record an utterance."
-    records, groups = [], groups_of(utterances) if groups is None else groups
+    records, groups = [], groups or batches.groups_of_splits(dict(rows=utterances))["rows"]
     for i, (u, emotion) in enumerate(zip(utterances, emotions, strict=True)):
         row = {k: v[i] for k, v in kept.items()}
         r = dict(id=u.id or u.audio_filepath, speaker=u.speaker, group=groups[i],
@@ -430,12 +430,11 @@ def predict(
 ) -> list[dict]:  # one record an utterance, in the dataset's order
     "Predict a dataset."
     check_can_spell(model)
-    groups = groups_of(dataset.utterances)       # of a batch alone, a film might be another folder
     records, how = {}, (dataset.names, model.processor.tokenizer, model.config.emotion_temperature)
     for places, out in _outputs(model, dataset, batch_size, device, amp, num_workers, "predicting"):
         kept = {k: v.cpu() for k, v in decode_batch(model, out, decode, **options).items()}
         utterances, emotions, part = ([x[i] for i in places]
-                                      for x in (dataset.utterances, dataset.emotions, groups))
+                                      for x in (dataset.utterances, dataset.emotions, dataset.groups))
         records |= zip(places, to_records(utterances, emotions, kept, *how, part), strict=True)
     records = [records[i] for i in range(len(dataset))]
     return confidence.with_speaker_norm(records, dataset.utterances, model, speaker_norm)
@@ -557,7 +556,7 @@ class CachedDataset:
         self.dataset, self.cache, self.keys = dataset, cache, list(audio_keys(dataset))
         cache.missing(dataset, speeds=speeds)     # another machine may have stored a copy of the audio
         self.utterances, self.emotions, self.targets = dataset.utterances, dataset.emotions, dataset.targets
-        self.names, self.seconds = dataset.names, dataset.seconds
+        self.names, self.seconds, self.groups = dataset.names, dataset.seconds, dataset.groups
 
     def __len__(self):
         return len(self.keys)

@@ -63,14 +63,14 @@ from . import callable_module
 from .audio import hear_all
 from .audit import audit, summary
 from .backbones import encoder_config, return_freed_memory
-from .batches import SpeechDataset, perturbation_speeds
+from .batches import SpeechDataset, drawn_counts, groups_of_splits, perturbation_speeds
 from .confidence import heard_again, norm_fault, relative_rows, remember, usual_of
 from .corpora import LABELS, check_labels, common_folder, corpora_text, named_files, read_splits
 from .data import describe, emotion_names, read_manifest, rows_digest, write_manifest
 from .decoding import WordLM, check_lm, decoder_options
 from .evaluate import write_report
 from .evaluation import calibrate
-from .heads import class_weights, log_prior
+from .heads import class_weights, emotion_loss_of, log_prior
 from .hub import model_card
 from .inference import CachedDataset, FeatureCache, cache_folder, predict, predict_emotions
 from .labels import emotion_ids, some_class
@@ -117,8 +117,8 @@ def load_splits(
         log_main(f"{found}\n(prosody-ser audit tells more, with lines and cures)")
     if config.speaker_norm and (fault := norm_fault(splits["val"], emotion_ids(splits["val"], names))):
         log_main(f"--speaker_norm, validation: {fault}")
-    base = one_folder(config.audio_base_path)
-    return {s: SpeechDataset(rows, base, names, seconds[s]) for s, rows in splits.items()}
+    base, groups = one_folder(config.audio_base_path), groups_of_splits(splits)
+    return {s: SpeechDataset(rows, base, names, seconds[s], groups[s]) for s, rows in splits.items()}
 
 # %% ../nbs/09b_training.ipynb #c009
 def _load_tokenizer(path):
@@ -173,7 +173,7 @@ _MODEL_SETTINGS = ("tasks", "alphas", "alpha_mode", "ctc", "layer_mix", "pooling
                    "max_seconds", "speaker_norm")
 
 def _emotion_loss_options(config, counts):
-    "Options of the emotion loss for training rows with these counts of each emotion."
+    "Options of the emotion loss for these counts of each emotion, as training draws them."
     weights = class_weights(counts) if config.class_weights == "balanced" else None
     shift = [config.logit_adjustment * p for p in log_prior(counts)] if config.logit_adjustment else None
     return dict(weights=weights, shift=shift, gamma=config.focal_gamma)
@@ -185,7 +185,7 @@ def build_model(
 ):             # ProsodySER
     "Make the model of these settings: pretrained backbone, fresh heads; the same seed gives the same model."
     set_seed(config.seed)
-    counts = train.class_counts
+    counts = drawn_counts(train, config)
     ser = _emotion_loss_options(config, counts) if sum(counts) else {}
     options = {name: getattr(config, name) for name in _MODEL_SETTINGS}
     numbered = any(isinstance(some_class(u.emotion), int) for u in train.utterances)
@@ -275,8 +275,7 @@ def _state_of(checkpoint):
 
 def _stopped_early(config, checkpoint, best):
     "Whether patience had run out at a checkpoint: the engine would not remember, and train on."
-    log = _state_of(checkpoint).log_history
-    metric = selection_metric(config)
+    log, metric = _state_of(checkpoint).log_history, selection_metric(config)
     lines = [best] * bool(best) + history_from_log(log, metric)["val"]
     return out_of_patience(lines, metric, config.early_stopping_patience)
 
@@ -289,6 +288,7 @@ def _train_or_resume(trainer, config, checkpoint):
         trainer.restore(checkpoint)
     else:
         log_main(f"going on from {checkpoint}")
+        trainer.model.config.ser = emotion_loss_of(checkpoint, trainer.model.config.ser)
         trainer.selection.planned = _state_of(checkpoint).max_steps
         trainer.train(resume_from_checkpoint=str(checkpoint))
 
@@ -367,7 +367,7 @@ def _refit(config, data, tokenizer, history):
     "Train anew on training and validation rows up to the chosen epoch; the history with what was done."
     run, epoch, (train, val) = Run(config.save_dir), history["best"]["epoch"], (data["train"], data["val"])
     both = SpeechDataset(train.utterances + val.utterances, train.audio_base_path, train.names,
-                         np.concatenate([train.seconds, val.seconds]))
+                         np.concatenate([train.seconds, val.seconds]), train.groups + val.groups)
     plan = dict(rows=len(both), epoch=epoch, of=config.num_epochs)
     if config.resume and run.refit and plan.items() <= run.refit.items():
         remove_checkpoints(run.refit_folder)

@@ -290,8 +290,8 @@ class _Validation:
             raise TrainingError(f"after step {self.state.global_step} (epoch {self.state.epoch or 0:.2f}) "
                                 f"what the model answers is no number ({wrong[0]}). {_FINITE_CURE}")
         val, tokenizer = self.eval_dataset, self.processing_class.tokenizer
-        utterances, emotions = [val.utterances[i] for i in rows], [val.emotions[i] for i in rows]
-        records = to_records(utterances, emotions, decoded, val.names, tokenizer)
+        utterances, emotions, who = ([x[i] for i in rows] for x in (val.utterances, val.emotions, val.groups))
+        records = to_records(utterances, emotions, decoded, val.names, tokenizer, groups=who)
         self.validated = with_speaker_norm(records, utterances, self.accelerator.unwrap_model(self.model))
         return self._with_choice(self.scores(self.validated))
 

@@ -1,6 +1,7 @@
 """Several corpora in one run: rows, speakers and paths of each are its own, scores are told apart, one manifest is as it ever was."""
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
 
@@ -9,15 +10,15 @@ import pytest
 from conftest import read, write, write_corpus
 
 from prosody_ser.audit import audit_manifests
-from prosody_ser.batches import SpeechDataset, corpus_places, train_batches
+from prosody_ser.batches import SpeechDataset, corpus_places, drawn_counts, groups_of_splits, train_batches
 from prosody_ser.config import ConfigError, EvaluateConfig, TrainConfig
 from prosody_ser.corpora import corpora_text, corpus_name, corpus_scores, names_apart, own_map, read_splits, row_digests
-from prosody_ser.data import Utterance, groups_of, read_manifest, rows_digest, straddling_groups
+from prosody_ser.data import Utterance, groups_of, read_manifest, rows_digest, speaker_folds, straddling_groups
 from prosody_ser.evaluate import players
-from prosody_ser.evaluation import paired_difference, score
+from prosody_ser.evaluation import intervals, paired_difference, score
 from prosody_ser.run import Run
 from prosody_ser.text import ManifestError
-from prosody_ser.train import run_training, train
+from prosody_ser.train import _emotion_loss_options, build_model, run_training, train
 
 SPLITS = "train", "val", "test"
 SMALL = dict(backbone="tiny", tokenizer_type="char", vocab_size=30, num_epochs=2, batch_size=4, gradient_accumulation_steps=1, num_workers=0, checkpoint_interval=0)
@@ -314,6 +315,89 @@ def test_temperature_needs_corpora(two, tmp_path):
         TrainConfig(**one | dict(corpus_temperature=0.5))
     config = TrainConfig(**settings(two, corpus_temperature=2.0), save_dir=str(tmp_path / "two"), **SMALL | dict(num_workers=2))
     assert run_training(config)["ser/n"] == 12
+
+
+def films(corpus, folder):
+    """The rows of a corpus without speakers: one film a split, in folders of its chapters."""
+    for split in SPLITS:
+        rows = read(corpus / f"{split}.jsonl")
+        for i, r in enumerate(rows):
+            name = f"{split}_film/ch{i % 4}/{i}.wav"
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes((corpus / r["audio_filepath"]).read_bytes())
+            r |= dict(audio_filepath=name, speaker=None)
+        write(folder / f"{split}.jsonl", rows)
+    return folder
+
+
+def test_a_run_knows_films_among_the_rows_of_all_splits(two, tmp_path):
+    """A test of one film is one film, however many folders are in it; the same in validation, with stored features, and when it is tested again."""
+    folder = films(two / "akan", tmp_path / "films")
+    given = dict(save_dir=tmp_path / "run", feature_cache=str(tmp_path / "cache"), freeze_backbone=True)
+    run = train(*(folder / f"{s}.jsonl" for s in SPLITS), **given, **SMALL)
+    assert {r["group"] for r in run.predictions()} == {"test_film"} and {r["group"] for r in run.predictions("validation")} == {"val_film"}
+    assert "only 1 film: nothing is known about new ones" in (run.test_folder / "summary.txt").read_text()
+
+
+@pytest.mark.parametrize(("pattern", "wanted"), [("film{}/wav/{}.wav", "film{}"), ("wav/film{}/{}.wav", "film{}"), ("{split}/film{}/{}.wav", "film{}"), ("root/film{}/ch{chapter}/{}.wav", "film{}"), ("/x/films/film{}/{}.wav", "film{}"), ("wav/{1}.wav", "wav")])
+def test_groups_of_a_split_are_those_among_all(pattern, wanted):
+    """Wherever the film stands in the path; a folder that is just a place for audio is none, also the folder of a split."""
+    films = dict(train=[0, 1, 2], val=[3], test=[4])
+    splits = {s: [Utterance(pattern.format(f, i, split=s, chapter=i % 3)) for f in fs for i in range(6)] for s, fs in films.items()}
+    assert groups_of_splits(splits) == {s: [wanted.format(f) for f in fs for _ in range(6)] for s, fs in films.items()}
+    spoken = {s: [replace(u, speaker=f"Ama{i}") for i, u in enumerate(rows)] for s, rows in splits.items()}
+    assert groups_of_splits(spoken) == {s: [f"ama{i}" for i in range(len(rows))] for s, rows in splits.items()}
+
+
+@pytest.mark.parametrize("pattern", ["film{}/wav/{}.wav", "film{}/ch{chapter}/{}.wav", "root/film{}/ch{chapter}/{}.wav", "film{}/{}.wav"])
+def test_folds_of_films_are_pooled_by_film(pattern):
+    """Each fold knows its film by the same name as all others do, so the pooled records are drawn by film."""
+    rows = [Utterance(pattern.format(f, i, chapter=i % 4), emotion="joy", id=f"{f}-{i}") for f in range(12) for i in range(12)]
+    found = []
+    for fold in speaker_folds(rows):
+        splits = dict(zip(SPLITS, fold, strict=True))
+        found += [dict(id=u.id, speaker=None, group=g, emotion="joy", predicted_emotion="joy") for u, g in zip(splits["test"], groups_of_splits(splits)["test"], strict=True)]
+    assert {(r["id"].split("-")[0], r["group"]) for r in found} == {(str(f), f"film{f}") for f in range(12)}
+    about = intervals(found)[1]["ser"]
+    assert (about["by"], about["groups"]) == ("film", 12)
+
+
+def weighed(config, data):
+    """The share of each class in the weighted loss, over many epochs as training draws them."""
+    drawn = np.bincount([data.emotions[i] for e in range(60) for b in train_batches(data, config, 8, seed=0, epoch=lambda: e) for i in b])
+    mass = drawn * _emotion_loss_options(config, drawn_counts(data, config))["weights"]
+    return mass / mass.sum(), drawn / 60
+
+
+@pytest.mark.parametrize("more", [{}, dict(corpus_temperature=2.0), dict(corpus_temperature=5.0), dict(corpus_temperature=1e6), dict(balanced_sampling=0.5), dict(balanced_sampling=1.0)])
+@pytest.mark.parametrize("soft", [False, True])
+def test_classes_are_counted_as_they_are_drawn(two, more, soft):
+    """So each counts alike with class weights, whatever is drawn more often; the logit adjustment takes out the shares that training sees."""
+    def label(c): return {"anger": float(c == 0), "joy": float(c == 1), "fear": float(c == 2)} if soft else ("anger", "joy", "fear")[c]
+    rows = [Utterance(f"a{i}", emotion=label(i % 2), corpus="a") for i in range(300)] + [Utterance(f"b{i}", emotion=label(2 if i % 3 else 0), corpus="b") for i in range(30)]
+    data = SpeechDataset(rows, "", ["anger", "joy", "fear"], np.linspace(1, 6, 330))
+    config = TrainConfig(**settings(two, class_weights="balanced", logit_adjustment=1.0, batch_size=8, **more))
+    shares, drawn = weighed(config, data)
+    assert np.allclose(shares, 1 / 3, atol=0.01) and np.allclose(drawn_counts(data, config), drawn, atol=0.5)
+    assert np.allclose(np.exp(_emotion_loss_options(config, drawn_counts(data, config))["shift"]), drawn / drawn.sum(), atol=0.01)
+    model = build_model(replace(config, backbone="tiny", use_alpha_ser=True), data, None)
+    assert model.config.ser == _emotion_loss_options(config, drawn_counts(data, config))
+    assert more or drawn_counts(data, config) == data.class_counts
+
+
+def test_a_resumed_run_keeps_its_loss(two, tmp_path, capsys):
+    """Also one of an earlier version, which counted the rows of the manifest; a new run has the new counts."""
+    config = TrainConfig(**settings(two, corpus_temperature=4.0, class_weights="balanced"), save_dir=str(tmp_path / "run"), use_alpha_ser=True, **SMALL | dict(checkpoint_interval=1))
+    run_training(config)
+    file = Path(Run(tmp_path / "run").checkpoint_to_resume()) / "config.json"
+    saved = json.loads(file.read_text())
+    saved["ser"]["weights"] = [0.5, 1.5]
+    file.write_text(json.dumps(saved))
+    (tmp_path / "run/test_results.json").unlink()
+    run_training(replace(config, resume=True, num_epochs=4, early_stopping_patience=9))
+    assert "going on from" in capsys.readouterr().out
+    again = Path(Run(tmp_path / "run").checkpoint_to_resume())
+    assert json.loads((again / "config.json").read_text())["ser"]["weights"] == [0.5, 1.5] and again != file.parent
 
 
 def cross(command, folder, corpora, *more):
