@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 
 from .config import ConfigError
-from .data import read_manifest, row_utterance, unread
+from .data import contradiction, known_fields, read_manifest, row_utterance, unread
 from .files import SOUND_ENDINGS, files_below
 from .text import ManifestError, read_text
 
@@ -100,6 +100,8 @@ class Source:
         row = row | dict(emotion=row["emotion_shares"]) if row.get("emotion_shares") else row
         given = {k: _value(k, v) for k, v in row.items() if v not in (None, "") and not unread([k])}
         self.splits.setdefault(split, []).append(row_utterance(given, place, self.base))
+        if told := contradiction(known_fields(given)):
+            self.note("times that differ, of which the end counts", f"{place}: {told}")
 
 # %% ../nbs/01d_sources.ipynb #value
 _NUMBERS = "start", "end", "offset", "duration", "start_time", "end_time", "begin", "onset", "stop"

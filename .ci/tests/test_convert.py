@@ -119,6 +119,20 @@ def test_an_audformat_column_without_a_scheme_cuts_nothing(tmp_path):
     assert found == [("a.wav", None, "joy"), ("b.wav", None, "fear")]
 
 
+def test_a_table_gives_durations(tmp_path, capsys):
+    """A duration after a start is its end, by any name; one that contradicts the end is told, one that is none refused."""
+    hum(tmp_path / "t/a.wav", 30)
+    table = text(tmp_path / "t/all.csv", "file,start,duration,label\na.wav,10.0,2.0,joy\na.wav,20,3,anger\n")
+    convert(table, tmp_path / "o1")
+    assert [(u.start, u.end) for u in read_manifest(tmp_path / "o1/all.jsonl")] == [(10.0, 12.0), (20, 23)]
+    convert(text(table, "file,onset,offset,duration\na.wav,10.0,12.0,\na.wav,20,23,1\n"), tmp_path / "o2")
+    assert [(u.start, u.end) for u in read_manifest(tmp_path / "o2/all.jsonl")] == [(10.0, 12.0), (20, 23)]
+    told = capsys.readouterr().out
+    assert f"    1 times that differ, of which the end counts: {table}:3: duration 1, but start and end are 3 s apart" in told
+    text(table, "file,begin,duration\na.wav,10.0,two\n")
+    assert f"{table}:2: duration 'two' is no length in seconds. Give a number" in refused(table, tmp_path / "o3")
+
+
 def test_text_instead_of_words(tmp_path):
     """A manifest row may give text, as NeMo does."""
     u, = read_manifest(write(tmp_path / "m.jsonl", [dict(audio_filepath="a.wav", text="bra  fie", offset=1, duration=2.5)]))
