@@ -404,6 +404,51 @@ def test_tiers_of_elan(tmp_path):
     assert "a.eaf: the tiers cannot be read" in refused(text(tmp_path / "e/a.eaf", "<x>"), tmp_path / "o")
 
 
+def elan_file(path, **tiers):
+    """An .eaf by the library that ELAN's users have."""
+    eaf = pytest.importorskip("pympi.Elan").Eaf()
+    for tier, found in tiers.items():
+        eaf.add_tier(tier)
+        for start, end, value in found:
+            eaf.add_annotation(tier, round(1000 * start), round(1000 * end), value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    eaf.to_file(str(path))
+
+
+@pytest.mark.parametrize("ending", ["eaf", "TextGrid"])
+@pytest.mark.parametrize(("tiers", "stretch"), [
+    (dict(emotion=[(0, 1.7, "joy")]), (0, 1.7)), (dict(emotion=[(0, 1.7, "joy")], words=WORDS), (0, 1.7)),
+    (dict(transcript=[(0, 1.7, "bra fie")]), (0, 1.7)), (dict(emotion=[(.3, 1.7, "joy")], words=WORDS), (.3, 1.7)),
+    (dict(words=WORDS), (None, None)), (dict(emotion=[(0, 6, "joy")], words=WORDS), (None, None))])
+def test_the_last_annotation_is_not_the_end_of_its_sound(tmp_path, ending, tiers, stretch):
+    """Only what fills the sound is all of it: neither the last annotation nor the end of the tiers says how long that is."""
+    path = tmp_path / f"e/a.{ending}"
+    if ending == "eaf":
+        elan_file(path, **tiers)
+    else:
+        grids, last = pytest.importorskip("praatio.textgrid"), max(t[-1][1] for t in tiers.values())
+        grid = grids.Textgrid()
+        for name, found in tiers.items():
+            grid.addTier(grids.IntervalTier(name, found, 0, last))
+        path.parent.mkdir()
+        grid.save(str(path), "long_textgrid", includeBlankSpaces=True)
+    hum(tmp_path / "e/a.wav", 6)
+    convert(tmp_path / "e", tmp_path / "out")
+    u, = read_manifest(tmp_path / "out/all.jsonl")
+    assert (u.start, u.end) == stretch and (u.word_times is None) == ("words" not in tiers)
+    assert u.word_times is None or u.word_times[0] == [round(t - (stretch[0] or 0), 3) for t in (.4, .8)]
+
+
+def test_tiers_of_a_sound_that_cannot_be_read_keep_their_times(tmp_path):
+    elan_file(tmp_path / "e/a.eaf", emotion=[(0, 2, "joy")])
+    elan_file(tmp_path / "e/b.eaf", words=WORDS)
+    for name in "ab":
+        text(tmp_path / f"e/{name}.wav", "no sound")
+    convert(tmp_path / "e", tmp_path / "out")
+    found = {u.audio_filepath: (u.start, u.end) for u in read_manifest(tmp_path / "out/all.jsonl")}
+    assert found == {"a.wav": (0, 2), "b.wav": (None, None)}
+
+
 def test_nothing_is_written_over(tmp_path, manifest):
     """Neither a file of the user's nor an earlier conversion; a conversion that fails leaves nothing."""
     text(tmp_path / "out/train.jsonl", "mine\n")
