@@ -27,39 +27,10 @@ from sys import intern
 
 import numpy as np
 
-from prosody_ser.labels import (
-    LAST_INDEX,
-    NO_EMOTION,
-    TIE,
-    check_one_kind,
-    class_totals,
-    decided_marks,
-    hard_label,
-    is_class,
-    is_emotion,
-    is_mark,
-    is_soft,
-    is_source,
-    is_span,
-    is_speaker,
-    rows_notes,
-    shares_problem,
-    uses_of,
-)
-
-# %% ../nbs/00_data.ipynb #301d88af
-from prosody_ser.text import (
-    PLACES,
-    ManifestError,
-    check_text,
-    clean,
-    encoding_of,
-    name_key,
-    not_utf8,
-    path_key,
-    plain_name,
-    read_text,
-)
+from . import labels
+from . import text as texts
+from .labels import TIE, is_class, is_emotion, is_mark, is_soft, is_source, is_span, is_speaker
+from .text import ManifestError, check_text, clean, name_key, path_key, plain_name, read_text
 
 # %% ../nbs/00_data.ipynb #c007
 @dataclass(slots=True)
@@ -86,7 +57,7 @@ class Utterance:
     @property
     def label(self):
         "The emotion as one name or index; of shares the class with the largest one, of a tie None."
-        return hard_label(self.emotion)
+        return labels.hard_label(self.emotion)
 
 # %% ../nbs/00_data.ipynb #c008
 _FIELDS = tuple(f for f in Utterance.__dataclass_fields__ if f not in ("source", "audio_base_path"))
@@ -114,10 +85,10 @@ def _row_problems(row):
         yield "prosody_annotations", "prosody_annotations without words", "Add the words that they belong to."
     if isinstance(words, list) and isinstance(marks, list) and (w := len(words)) != (m := len(marks)):
         yield "length mismatch", f"{w} words but {m} prosody_annotations", "Give one mark for each word."
-    if is_soft(emotion) and (problem := shares_problem(emotion)):
+    if is_soft(emotion) and (problem := labels.shares_problem(emotion)):
         yield "emotion", f"{problem}, got {_short(emotion)}", _GIVE_SHARES
     elif not is_emotion(emotion):
-        problem = f"emotion must be a name or an index from 0 to {LAST_INDEX}, got {_short(emotion)}"
+        problem = f"emotion must be a name or an index from 0 to {labels.LAST_INDEX}, got {_short(emotion)}"
         yield "emotion", problem, "Use null where the emotion is unknown."
     for field, value in dict(speaker=speaker, corpus=corpus).items():
         if is_speaker(value): continue
@@ -158,26 +129,53 @@ _SYNONYMS = {"spk": "speaker", "speaker_id": "speaker", "actor": "speaker", "lab
 _TEXTS = "text", "transcript", "transcription"
 _OTHER_NAMES = {*_SYNONYMS, *_TEXTS, "offset", "duration"}
 
-def _known_fields(row):
-    "A row with what other tools call otherwise under our names, where it does not have ours."
-    row = dict(row)
+def known_fields(row):
+    """A row with what other tools call otherwise under our names, where it does not have ours.
+    Raises ManifestError of field, problem and cure for times that say nothing."""
+    row = {k: v for k, v in row.items() if v == v}                      # NaN is nothing
     for other, ours in _SYNONYMS.items():
         if row.get(ours) is None and row.get(other) is not None:
             row[ours] = row[other]
     texts = [row[name] for name in _TEXTS if isinstance(row.get(name), str)]
     if row.get("words") is None and texts:
         row["words"] = texts[0].split() or None
-    if row.get("start") is None and row.get("offset") is not None:
-        row["start"], length = row["offset"], row.get("duration")
-        if row.get("end") is None and all(isinstance(x, int | float) for x in (row["start"], length)):
-            row["end"] = row["start"] + length
-    return row
+    ours = "end" if "onset" in row else "start"          # which of the two offset is
+    if row.get(ours) is None and row.get("offset") is not None:
+        row[ours] = row["offset"]
+    return _with_end(row)
 
 def _without_nan(row):
     "A row that came through a spreadsheet: NaN is nothing, and emotion 2.0 is 2."
     row = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
     emotion = row.get("emotion")
     return row | dict(emotion=int(emotion)) if type(emotion) is float and emotion.is_integer() else row
+
+# %% ../nbs/00_data.ipynb #times1
+def _seconds(duration):
+    "A duration, which may be a text, as seconds; None where it is no length."
+    with suppress(ValueError):
+        seconds = float(duration) if type(duration) is str else duration
+        return seconds if is_span(0, seconds) else None
+
+def _with_end(row):
+    "A row with its start under our name, and its end, by its duration where there is no other."
+    start, end, duration, offset = map(row.get, ("start", "end", "duration", "offset"))
+    if start is None or end is not None: return row
+    if duration is None and offset not in (None, start):
+        problem = f"start {_short(start)} and offset {_short(offset)}, but no end"
+        raise ManifestError("start, end", problem, "Give start and end, or leave offset out.")
+    if duration is None or not is_span(start, None): return row
+    if (seconds := _seconds(duration)) is None:
+        problem = f"duration {_short(duration)} is no length in seconds"
+        raise ManifestError("duration", problem, "Give a number such as 2.5, or start and end.")
+    return row | dict(end=start + seconds)
+
+def contradiction(row):
+    "How the duration of a right row, under our names, differs from its start and end; empty: not at all."
+    if row.get("end") is None or (seconds := _seconds(row.get("duration"))) is None: return ""
+    apart = row["end"] - (row.get("start") or 0)
+    told = f"duration {_short(row['duration'])}, but start and end are {apart:g} s apart"
+    return told if abs(apart - seconds) > .1 else ""                    # a tenth: rounding
 
 # %% ../nbs/00_data.ipynb #d005
 class _Words(dict):
@@ -200,6 +198,7 @@ class _Kept:
     "What rows of one manifest share."
     def __init__(self):
         self.words, self.speakers, self.emotions = _Words(), _Names(is_speaker), _Names(is_class)
+        self.contradictions = []                         # of duration and end, in words
 
 # %% ../nbs/00_data.ipynb #parse1
 _scan_json = json.JSONDecoder().scan_once
@@ -210,7 +209,7 @@ def _parse_line(line, fields, kept, source, base):
     row, end = _scan_json(line, 0)
     if not row.keys() <= _FIELD_SET:
         fields.update(row)
-        row = _known_fields(row)
+        row = known_fields(row)
     if end != len(line): raise ValueError
     if "\\ud" in line or "\\uD" in line:             # the escape of a surrogate
         json.dumps(row, ensure_ascii=False).encode()
@@ -230,16 +229,20 @@ def _utterance(row, kept, source, base):
         emotion = {kept.emotions[name]: share for name, share in emotion.items()}
     emotion = kept.emotions[emotion] if type(emotion) is str else emotion
     speaker, corpus = kept.speakers[speaker], corpus and kept.speakers[corpus]
+    if "duration" in row and (told := contradiction(row)):
+        kept.contradictions.append(f"{source}: {told}")
     return Utterance(path, words, marks, emotion, speaker, id, first, last, times, made, source, base, corpus)
 
 def _line_problems(line):
     "What is wrong with a line that could not be read: list of (kind, problem, cure)."
     try:
         row = json.loads(line.decode("utf-8-sig"))
-        row = _without_nan(_known_fields(row)) if isinstance(row, dict) else row
+        row = _without_nan(known_fields(row)) if isinstance(row, dict) else row
         return list(_row_problems(row)) or [("row", "cannot be read", "Write it anew.")]
+    except ManifestError as e:                      # by known_fields
+        return [e.args]
     except UnicodeDecodeError as e:
-        return [("UTF-8", *not_utf8(line, e))]
+        return [("UTF-8", *texts.not_utf8(line, e))]
     except RecursionError:
         return [("JSON", "brackets within brackets, too deep to read", "Write one JSON object a line.")]
     except json.JSONDecodeError as e:
@@ -285,7 +288,8 @@ def manifest_rows(path: Path):
     "Yields the place and the bytes of each row of a manifest, right or wrong. Raises `ManifestError`."
     with path.open("rb") as file:
         check_text(path, head := file.read(4096))
-        lines = io.BytesIO(read_text(path).encode()) if encoding_of(head) in ("utf-16", "utf-32") else file
+        wide = texts.encoding_of(head) in ("utf-16", "utf-32")
+        lines = io.BytesIO(read_text(path).encode()) if wide else file
         lines.seek(0)
         first = next((block.splitlines()[0] for block in lines if block.strip()), b"")
         if _is_document(first):
@@ -305,18 +309,21 @@ def read_rows(path: str | Path, audio_base_path: str | Path | None = None) -> tu
         raise ManifestError(f"{path}: {what}. Check the path (the current folder is {Path.cwd()}).")
     gc.disable()
     try:
-        rows, problems, fields = _read_lines(path, str(audio_base_path or ""))
+        rows, problems, fields, told = _read_lines(path, str(audio_base_path or ""))
     finally:
         (gc.enable if collecting else gc.disable)()
     rows.unread = unread(fields)
     for name in rows.unread:
         if near := get_close_matches(name, _FIELDS, 1, 0.8):      # it would be left out without a word
             warnings.warn(f"{path}: the field {name!r} is not read; did you mean {near[0]!r}?", stacklevel=3)
+    if told:
+        others = f" (and {len(told) - 1} more)" * (len(told) > 1)
+        warnings.warn(f"{told[0]}{others}. The end counts; correct one, or leave duration out.", stacklevel=3)
     if rows or problems: return rows, problems
     raise ManifestError(f"{path}: the manifest is empty. It needs at least one utterance.")
 
 def _read_lines(path, base):
-    "Utterances, problems, and the names of the fields that are not ours."
+    "Utterances, problems, names of fields that are not ours, and where duration and end differ."
     rows, problems, fields, kept = Manifest(path=path), [], set(), _Kept()
     for number, raw in manifest_rows(path):
         if not (line := raw.removeprefix(codecs.BOM_UTF8).strip()): continue
@@ -327,14 +334,14 @@ def _read_lines(path, base):
             found = _mended(raw, kept, source, base)
             rows += [found] if isinstance(found, Utterance) else []
             problems += [] if isinstance(found, Utterance) else found
-    return rows, problems, fields
+    return rows, problems, fields, kept.contradictions
 
 _NO_ROW = StopIteration, ValueError, TypeError, AttributeError, RecursionError
 
 def _mended(raw, kept, source, base):
     "The utterance of a line that could not be read at once, or a list of what is wrong with it."
     with suppress(*_NO_ROW):
-        row = _without_nan(_known_fields(json.loads(raw.decode("utf-8-sig"))))
+        row = _without_nan(known_fields(json.loads(raw.decode("utf-8-sig"))))
         json.dumps(row, ensure_ascii=False).encode()         # ValueError: half a character
         return _utterance(row, kept, source, base)
     return [RowProblem(p[0], source, *p[1:]) for p in _line_problems(raw)]
@@ -377,12 +384,12 @@ def _folders(path):
 # %% ../nbs/00_data.ipynb #d008
 def _totals(utterances, seconds=None):
     "Counts of a list of utterances: what is counted -> text."
-    marks, named = Counter(decided_marks(utterances)), zip(groups_of(utterances), utterances, strict=True)
-    groups = {g for g, u in named if g and (u.speaker or g.split(": ")[-1].lower() not in PLACES)}
+    marks = Counter(labels.decided_marks(utterances))
+    named = zip(groups_of(utterances), utterances, strict=True)
+    groups = {g for g, u in named if g and (u.speaker or g.split(": ")[-1].lower() not in texts.PLACES)}
     length = {} if seconds is None else {
         "minutes": f"{sum(seconds) / 60:.1f}", "median seconds": f"{np.median(seconds):.1f}"}
-    return {"utterances": str(len(utterances)), **length,
-            "speakers or films": str(len(groups)),
+    return {"utterances": str(len(utterances)), **length, "speakers or films": str(len(groups)),
             "words": str(sum(len(u.words or ()) for u in utterances)),
             "prominent words": f"{100 * marks[True] / marks.total():.0f} %" if marks else "none"}
 
@@ -494,11 +501,11 @@ def emotion_names(utterances: list[Utterance], names: list[str] | None = None, o
     """The classes of a corpus, by index: those of its rows, or the given names (or [a key of `EMOTIONS`]).
     Raises `ManifestError` where some rows have names and others, also of other splits, have indices."""
     if names: return list(_EMOTIONS.get(names[0], names) if len(names) == 1 else names)
-    classes = uses_of(utterances)
+    classes = labels.uses_of(utterances)
     spellings = {c: n for c, n in classes.items() if isinstance(c, str)}
     usual = sorted(spellings, key=lambda name: (spellings[name], name))               # the last one is kept
     strings = {name_key(name): name for name in usual}.values()
-    check_one_kind([*utterances, *others])
+    labels.check_one_kind([*utterances, *others])
     return sorted(strings) or [str(i) for i in range(1 + max(classes, default=-1))]
 
 # %% ../nbs/00_data.ipynb #c034
@@ -580,8 +587,8 @@ def duplicate_rows(utterances):
 def describe(splits: dict, names: list[str] | None, seconds: dict | None = None) -> str:
     """A table of rows, minutes, words, prominence and emotions, one column a split.
     splits: name -> utterances; names: the emotion classes; seconds: name -> lengths, from `check_audio`."""
-    columns, found = [], {s: class_totals(rows, names or []) for s, rows in splits.items()}
-    classes = [*names, *[TIE] * any(n[TIE] for n in found.values()), NO_EMOTION] if names else []
+    columns, found = [], {s: labels.class_totals(rows, names or []) for s, rows in splits.items()}
+    classes = [*names, *[TIE] * any(n[TIE] for n in found.values()), labels.NO_EMOTION] if names else []
     for split, rows in splits.items():
         counts = {name: str(found[split][name]) for name in classes}
         columns += [{"": split} | _totals(rows, seconds and seconds[split]) | counts] if rows else []
@@ -589,7 +596,7 @@ def describe(splits: dict, names: list[str] | None, seconds: dict | None = None)
     lines = [[head, *(column[head] for column in columns)] for head in (columns or [[]])[0]]
     first, *widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)] or [0]
     table = ["  ".join([head.ljust(first), *map(str.rjust, cells, widths)]) for head, *cells in lines]
-    table += rows_notes([u for rows in splits.values() for u in rows])
+    table += labels.rows_notes([u for rows in splits.values() for u in rows])
     return "\n".join(table + [f"fields that are not read: {', '.join(unread)}"] * bool(unread))
 
 # %% ../nbs/00_data.ipynb #cut1

@@ -11,6 +11,7 @@ __all__ = ['METRIC_NAMES', 'LOWER_IS_BETTER', 'ser_metrics', 'with_emotion', 'pl
 
 # %% ../nbs/07_evaluation.ipynb #imports
 import json
+import unicodedata
 from pathlib import Path
 
 import jiwer
@@ -122,8 +123,7 @@ def confidences(
     rows = [r for r in with_emotion(records) if "probabilities" in r]
     index = {name: i for i, name in enumerate(dict.fromkeys(k for r in rows for k in r["probabilities"]))}
     confidence = np.array([r["probabilities"][r["predicted_emotion"]] for r in rows], float)
-    truth, predicted = (np.array([index[r[k]] for r in rows], int) for k in ("emotion", "predicted_emotion"))
-    return confidence, truth, predicted
+    return confidence, *(np.array([index[r[k]] for r in rows], int) for k in ("emotion", "predicted_emotion"))
 
 # %% ../nbs/07_evaluation.ipynb #06bcalibratioc006
 _BINS = 15
@@ -278,19 +278,20 @@ def edit_counts(
     hypotheses, # decoded ones
     process=jiwer.process_words, # or jiwer.process_characters
 ) -> np.ndarray: # (N, 4) substitutions, deletions, insertions, length of the reference
-    "Edit operations of each utterance; their sum over the sum of the lengths is the error rate."
+    """Edit operations of each utterance; their sum over the sum of the lengths is the error rate. A letter is
+    the same however Unicode writes it: both sides are read in the composed form (NFC)."""
     split = str.split if process is jiwer.process_words else list
-    def one(reference, hypothesis):
+    def one(*pair):
+        reference, hypothesis = (unicodedata.normalize("NFC", text) for text in pair)
         if not reference.strip(): return 0, 0, len(split(hypothesis.strip())), 0   # jiwer 3 wants a reference
         m = process(reference, hypothesis)
         return m.substitutions, m.deletions, m.insertions, m.hits + m.substitutions + m.deletions
     return np.array([one(r, h) for r, h in zip(references, hypotheses, strict=True)], int).reshape(-1, 4)
 
 # %% ../nbs/07_evaluation.ipynb #asr0
-_RATES = {
-    "asr/wer": (str, jiwer.process_words), "asr/cer": (str, jiwer.process_characters),
-    "asr/wer_normalised": (normalise, jiwer.process_words),
-    "asr/cer_normalised": (normalise, jiwer.process_characters)}
+_RATES = {f"asr/{rate}{suffix}": (form, process)
+          for suffix, form in {"": str, "_normalised": normalise}.items()
+          for rate, process in dict(wer=jiwer.process_words, cer=jiwer.process_characters).items()}
 
 def _asr_counts(references, hypotheses):
     "Edit counts behind every error rate, (N, rates, 4)."
@@ -344,10 +345,9 @@ def ctc_advice(
 def _prosody_scores(counts):
     "F1, precision, recall and accuracy (R,) of confusion matrices (R, 2, 2); prominent is class 1."
     found, true, predicted = counts[:, 1, 1], counts[:, 1].sum(1), counts[:, :, 1].sum(1)
-    accuracy = (found + counts[:, 0, 0]) / counts.sum((1, 2))
     precision, recall = found / predicted.clip(1), found / true.clip(1)
     return {"prosody/f1": 2 * found / (true + predicted).clip(1), "prosody/precision": precision,
-            "prosody/recall": recall, "prosody/accuracy": accuracy}
+            "prosody/recall": recall, "prosody/accuracy": (found + counts[:, 0, 0]) / counts.sum((1, 2))}
 
 def prosody_metrics(
     marks,         # of every labelled word: 0/1, or shares: above .5 prominent, at .5 left out
@@ -554,17 +554,20 @@ def paired_difference(
 ) -> dict:          # KEY, KEY_low, KEY_high of each score that both have
     """Scores of the first minus the second, with intervals. Raises `ValueError` for other utterances,
     or for other references of the same ones."""
-    if not all(r.get("corpus") for r in (*records, *others)):     # corpora count where both name them
-        records, others = ([r | dict(corpus="") for r in rows] for rows in (records, others))
-    sets = [sorted(rows, key=_row_key) for rows in (records, others)]
+    by = all(r.get("corpus") for r in (*records, *others))        # corpora count where both name them
+    sets = [sorted((r | dict(corpus=by and r["corpus"]) for r in x), key=_row_key) for x in (records, others)]
     if [*map(_row_key, sets[0])] != [*map(_row_key, sets[1])]:
         raise ValueError(f"the two sets of predictions ({len(records)} and {len(others)}) are not of the "
                          "same utterances; compare models on one test set.")
     _check_references(*sets)
+    owned = next((rows for rows in sets if any(r.get("group") for r in rows)), sets[0])
+    sets = [[r | {k: o.get(k) for k in _OWNERS} for r, o in zip(rows, owned, strict=True)] for rows in sets]
     (about, mine), (_, theirs) = (_drawn_scores(rows, resamples, seed) for rows in sets)
     one, other = map(score, sets)
     gaps = {k: one[k] - other[k] for k in mine if k in theirs and k in one and k in other}
     return gaps | _ends(gaps, {k: mine[k] - theirs[k] for k in gaps}, about)
+
+_OWNERS = "group", "speaker", "audio_filepath", "start", "end"          # what a row is drawn by
 
 def _row_key(r):
     "What names an utterance among the predictions of seeds: corpus, file, and where it lies there."
@@ -595,12 +598,12 @@ def read_predictions(
 ) -> list[dict]:
     "Read the predictions of a run. Raises `FileNotFoundError`, or `ManifestError` for another file."
     places = [path] if (path := Path(path)).is_file() else [path/name for name in _PREDICTION_FILES]
-    found = next((p for p in places if p.is_file()), None)
-    if found is None:
+    file = next((p for p in places if p.is_file()), None)
+    if file is None:
         raise FileNotFoundError(f"{path}: no predictions there. Name a predictions.jsonl, or the folder of a "
                                 "finished run, evaluation or cross-validation.")
-    lines = enumerate(read_text(found).split("\n"), 1)          # a word may hold other separators of lines
-    return [_prediction(line, f"{found}:{number}") for number, line in lines if line.strip()]
+    # split at newlines alone: a word may hold other separators of lines
+    return [_prediction(x, f"{file}:{n}") for n, x in enumerate(read_text(file).split("\n"), 1) if x.strip()]
 
 def _prediction(line, place):
     "A line as a record. Raises `ManifestError`."

@@ -9,6 +9,7 @@ __all__ = []
 import csv
 import io
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -16,8 +17,8 @@ from importlib import import_module
 from pathlib import Path
 
 from .config import ConfigError
-from .data import read_manifest, row_utterance, unread
-from .files import SOUND_ENDINGS, files_below
+from .data import contradiction, known_fields, read_manifest, row_utterance, unread
+from .files import SOUND_ENDINGS, files_below, open_audio
 from .text import ManifestError, read_text
 
 # %% ../nbs/01d_sources.ipynb #names
@@ -100,6 +101,8 @@ class Source:
         row = row | dict(emotion=row["emotion_shares"]) if row.get("emotion_shares") else row
         given = {k: _value(k, v) for k, v in row.items() if v not in (None, "") and not unread([k])}
         self.splits.setdefault(split, []).append(row_utterance(given, place, self.base))
+        if told := contradiction(known_fields(given)):
+            self.note("times that differ, of which the end counts", f"{place}: {told}")
 
 # %% ../nbs/01d_sources.ipynb #value
 _NUMBERS = "start", "end", "offset", "duration", "start_time", "end_time", "begin", "onset", "stop"
@@ -340,17 +343,15 @@ _SLACK = 0.02                                                           # second
 _SILENCES = {"", "sil", "sp", "<sil>", "<eps>", "<p:>", "#", "pau"}
 
 def _textgrid(file):
-    "Tiers of a TextGrid, name -> list of (start, end, text), of a point with one time twice; its end."
+    "Tiers of a TextGrid, name -> list of (start, end, text), of a point with one time twice."
     grid = library_of("praatio.textgrid").openTextgrid(str(file), False, "silence", "rename")
-    tiers = {t.name: [(e[0], e[-2], e[-1]) for e in t.entries] for t in grid.tiers}
-    return tiers, grid.maxTimestamp
+    return {t.name: [(e[0], e[-2], e[-1]) for e in t.entries] for t in grid.tiers}
 
 def _eaf(file):
     "Those of an ELAN file."
     eaf = library_of("pympi.Elan").Eaf(str(file))
-    tiers = {n: sorted((a / 1000, b / 1000, text) for a, b, text, *_ in eaf.get_annotation_data_for_tier(n))
-             for n in eaf.get_tier_names()}
-    return tiers, max((end for tier in tiers.values() for _, end, _ in tier), default=0)
+    return {n: sorted((a / 1000, b / 1000, text) for a, b, text, *_ in eaf.get_annotation_data_for_tier(n))
+            for n in eaf.get_tier_names()}
 
 def _mark(text):
     "1 for a label that says prominent, 0 for one that does not, or the share of listeners that it gives."
@@ -385,7 +386,7 @@ def _read_tiers(source):
     "TextGrids and ELAN files, each beside its sound."
     for file in source.files(".textgrid", ".eaf"):
         try:
-            tiers, seconds = (_eaf if file.suffix.lower() == ".eaf" else _textgrid)(file)
+            tiers = (_eaf if file.suffix.lower() == ".eaf" else _textgrid)(file)
         except ImportError:
             raise
         except Exception as e:                                           # noqa: BLE001  of several classes
@@ -397,7 +398,7 @@ def _read_tiers(source):
             raise ManifestError(f"{file}: no tier words, emotion or transcript; there are "
                                 f"{', '.join(tiers) or 'none'}. Say which it is: --columns "
                                 "words=TIER,prosody_annotations=TIER,emotion=TIER.")
-        _add_tiers(source, file, tiers, names, seconds)
+        _add_tiers(source, file, tiers, names)
 
 # %% ../nbs/01d_sources.ipynb #tiers3
 def _sound_beside(source, file):
@@ -409,18 +410,27 @@ def _sound_beside(source, file):
     raise ManifestError(f"{file}: no sound file {file.stem}.wav (.flac, .ogg, ...) lies beside it. Name "
                         "the folder of the sound by --audio_base_path.")
 
-def _add_tiers(source, file, tiers, names, seconds):
+def _length(path):
+    "Seconds of a sound file; infinite where it cannot be read, so that nothing is taken for all of it."
+    try:
+        with open_audio(path)[0] as sound:
+            return sound.frames / sound.samplerate
+    except ManifestError:                                                # told where its sound is read
+        return math.inf
+
+def _add_tiers(source, file, tiers, names):
     "Add a row for each utterance of a file."
     words, marks, emotions, texts = ([i for i in tiers.get(n, ()) if i[2].strip()] for n in names.values())
     words = [w for w in words if w[2].strip().lower() not in _SILENCES]
     tier, audio, used = names["prosody_annotations"], _sound_beside(source, file), 0
     marks = _marks(file, words, marks, tier) if tier and words else None
-    for start, end, emotion in emotions or [t[:2] + ("",) for t in texts if not words] or [(0, seconds, "")]:
+    parts = emotions or [t[:2] + ("",) for t in texts if not words] or [(0, math.inf, "")]
+    for start, end, emotion in parts:
         mine = _inside(file, words, start, end)
         used += len(mine)
         said = [w[2].strip() for w in mine]
         said = said or [x for t in _inside(file, texts, start, end) for x in t[2].split()]
-        whole = start <= _SLACK and end >= seconds - _SLACK
+        whole = start <= _SLACK and (end == math.inf or end >= _length(audio) - _SLACK)
         row = dict(audio_filepath=audio, words=said, emotion=emotion.strip(), start=None if whole else start,
                    end=None if whole else end)
         if mine:

@@ -119,6 +119,20 @@ def test_an_audformat_column_without_a_scheme_cuts_nothing(tmp_path):
     assert found == [("a.wav", None, "joy"), ("b.wav", None, "fear")]
 
 
+def test_a_table_gives_durations(tmp_path, capsys):
+    """A duration after a start is its end, by any name; one that contradicts the end is told, one that is none refused."""
+    hum(tmp_path / "t/a.wav", 30)
+    table = text(tmp_path / "t/all.csv", "file,start,duration,label\na.wav,10.0,2.0,joy\na.wav,20,3,anger\n")
+    convert(table, tmp_path / "o1")
+    assert [(u.start, u.end) for u in read_manifest(tmp_path / "o1/all.jsonl")] == [(10.0, 12.0), (20, 23)]
+    convert(text(table, "file,onset,offset,duration\na.wav,10.0,12.0,\na.wav,20,23,1\n"), tmp_path / "o2")
+    assert [(u.start, u.end) for u in read_manifest(tmp_path / "o2/all.jsonl")] == [(10.0, 12.0), (20, 23)]
+    told = capsys.readouterr().out
+    assert f"    1 times that differ, of which the end counts: {table}:3: duration 1, but start and end are 3 s apart" in told
+    text(table, "file,begin,duration\na.wav,10.0,two\n")
+    assert f"{table}:2: duration 'two' is no length in seconds. Give a number" in refused(table, tmp_path / "o3")
+
+
 def test_text_instead_of_words(tmp_path):
     """A manifest row may give text, as NeMo does."""
     u, = read_manifest(write(tmp_path / "m.jsonl", [dict(audio_filepath="a.wav", text="bra  fie", offset=1, duration=2.5)]))
@@ -388,6 +402,51 @@ def test_tiers_of_elan(tmp_path):
     u, = read_manifest(tmp_path / "out/all.jsonl")
     assert (u.words, u.prosody_annotations, u.word_times[2]) == (["bra", "fie", "ntɛm"], [0, 1, 0], [1.2, 1.6])
     assert "a.eaf: the tiers cannot be read" in refused(text(tmp_path / "e/a.eaf", "<x>"), tmp_path / "o")
+
+
+def elan_file(path, **tiers):
+    """An .eaf by the library that ELAN's users have."""
+    eaf = pytest.importorskip("pympi.Elan").Eaf()
+    for tier, found in tiers.items():
+        eaf.add_tier(tier)
+        for start, end, value in found:
+            eaf.add_annotation(tier, round(1000 * start), round(1000 * end), value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    eaf.to_file(str(path))
+
+
+@pytest.mark.parametrize("ending", ["eaf", "TextGrid"])
+@pytest.mark.parametrize(("tiers", "stretch"), [
+    (dict(emotion=[(0, 1.7, "joy")]), (0, 1.7)), (dict(emotion=[(0, 1.7, "joy")], words=WORDS), (0, 1.7)),
+    (dict(transcript=[(0, 1.7, "bra fie")]), (0, 1.7)), (dict(emotion=[(.3, 1.7, "joy")], words=WORDS), (.3, 1.7)),
+    (dict(words=WORDS), (None, None)), (dict(emotion=[(0, 6, "joy")], words=WORDS), (None, None))])
+def test_the_last_annotation_is_not_the_end_of_its_sound(tmp_path, ending, tiers, stretch):
+    """Only what fills the sound is all of it: neither the last annotation nor the end of the tiers says how long that is."""
+    path = tmp_path / f"e/a.{ending}"
+    if ending == "eaf":
+        elan_file(path, **tiers)
+    else:
+        grids, last = pytest.importorskip("praatio.textgrid"), max(t[-1][1] for t in tiers.values())
+        grid = grids.Textgrid()
+        for name, found in tiers.items():
+            grid.addTier(grids.IntervalTier(name, found, 0, last))
+        path.parent.mkdir()
+        grid.save(str(path), "long_textgrid", includeBlankSpaces=True)
+    hum(tmp_path / "e/a.wav", 6)
+    convert(tmp_path / "e", tmp_path / "out")
+    u, = read_manifest(tmp_path / "out/all.jsonl")
+    assert (u.start, u.end) == stretch and (u.word_times is None) == ("words" not in tiers)
+    assert u.word_times is None or u.word_times[0] == [round(t - (stretch[0] or 0), 3) for t in (.4, .8)]
+
+
+def test_tiers_of_a_sound_that_cannot_be_read_keep_their_times(tmp_path):
+    elan_file(tmp_path / "e/a.eaf", emotion=[(0, 2, "joy")])
+    elan_file(tmp_path / "e/b.eaf", words=WORDS)
+    for name in "ab":
+        text(tmp_path / f"e/{name}.wav", "no sound")
+    convert(tmp_path / "e", tmp_path / "out")
+    found = {u.audio_filepath: (u.start, u.end) for u in read_manifest(tmp_path / "out/all.jsonl")}
+    assert found == {"a.wav": (0, 2), "b.wav": (None, None)}
 
 
 def test_nothing_is_written_over(tmp_path, manifest):

@@ -478,3 +478,23 @@ def test_models_are_compared_row_by_row():
     assert paired_difference(rows(True, "a"), plain)["ser/ua"] == 0.5
     with pytest.raises(ValueError, match="comes twice"):
         paired_difference(rows(True), [r | dict(corpus=None) for r in rows(False)])
+
+
+@pytest.mark.parametrize(("second", "swapped"), [
+    (dict(group=None), False), (dict(group=None), True), (dict(group="wav"), False), (dict(audio_filepath="elsewhere.wav"), True), (dict(start=0), False)])
+def test_both_models_are_drawn_alike(second, swapped):
+    """Whatever one of the files says of groups, or nothing, a drawn set holds the same rows of both models."""
+    rng, first, other = np.random.default_rng(0), [], []
+    for speaker in range(12):
+        ease = rng.uniform(.1, .99)
+        for i in range(15):
+            right = rng.random() < ease
+            row = dict(id=f"{speaker}-{i}", group=f"s{speaker}", audio_filepath=f"{speaker}/{i}.wav", start=None, end=None, emotion="joy")
+            first.append(row | dict(predicted_emotion="joy" if right else "anger"))
+            other.append(row | dict(predicted_emotion="joy" if right or rng.random() < .1 else "anger"))
+    changed = [{k: v for k, v in (r | second).items() if v is not None} for r in other]
+    ends = ("ser/wa_low", "ser/wa", "ser/wa_high")
+    expected = [paired_difference(first, other)[k] for k in ends]
+    found = paired_difference(changed, first) if swapped else paired_difference(first, changed)
+    assert [found[k] for k in ends] == ([-x for x in expected[::-1]] if swapped else expected)
+    assert expected[2] - expected[0] < .1                                    # unpaired: .4

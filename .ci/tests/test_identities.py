@@ -1,6 +1,7 @@
 """The same speaker, emotion or file in another spelling is the same; what other tools call otherwise is read; an index is no name."""
 import json
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -74,6 +75,63 @@ def test_a_segment_by_another_name_is_heard_alone(tmp_path, fields):
     assert (row.start, row.end) == (.5, .75) and len(load_utterance(row, tmp_path)) == 4000
     both, = manifest(tmp_path, "n.jsonl", [fields | dict(start=.1, end=.2)])       # our own names win
     assert (both.start, both.end) == (.1, .2)
+
+
+TIMES = {                                                # fields -> what is heard; the file has 20 s
+    "start and duration": (dict(start=10, duration=2), (10, 12)),
+    "of other tools": (dict(start_time=10.0, duration=2.0), (10, 12)),
+    "begin": (dict(begin=10, duration=2), (10, 12)),
+    "onset and duration": (dict(onset=10, duration=2), (10, 12)),
+    "onset and offset": (dict(onset=10, offset=12), (10, 12)),
+    "all three": (dict(onset=10, offset=12, duration=2), (10, 12)),
+    "onset of nothing": (dict(onset=None, offset=12), (None, 12)),
+    "offset twice": (dict(start=10, offset=10), (10, None)),
+    "a text": (dict(offset=10, duration="2.0"), (10, 12)),
+    "a text after start": (dict(start=0, duration="2.0"), (0, 2)),
+    "no end": (dict(start=0, end=None, duration=2.0), (0, 2)),
+    "an end of a spreadsheet": (dict(start=10, end=math.nan, duration=2.0), (10, 12)),
+    "a start of a spreadsheet": (dict(start=math.nan, offset=10, duration=2.0), (10, 12)),
+    "a duration of a spreadsheet": (dict(start=10, duration=math.nan), (10, None)),
+    "rounded": (dict(start=1.23, end=3.46, duration=2.2), (1.23, 3.46)),
+    "length of the file": (dict(duration=20.0), (None, None)),
+    "no offset": (dict(offset=None, duration=20.0), (None, None)),
+    "length of the file as a text": (dict(duration="0:20"), (None, None)),
+    "a word beside both": (dict(start=1, end=3, duration="2 s"), (1, 3))}
+
+
+@pytest.mark.parametrize("how", TIMES)
+def test_a_duration_says_where_an_utterance_ends(tmp_path, how):
+    fields, (start, end) = TIMES[how]
+    sf.write(tmp_path / "0.wav", np.random.default_rng(0).normal(size=20 * 1000) * .1, 1000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        row, = rows = manifest(tmp_path, "m.jsonl", [fields])
+    assert (row.start, row.end) == (start, end) and rows.unread == []
+    assert len(load_utterance(row, tmp_path)) == pytest.approx(16000 * ((20 if end is None else end) - (start or 0)), abs=20)
+
+
+@pytest.mark.parametrize(("fields", "told"), [
+    (dict(start=10, duration="2 s"), r"duration '2 s' is no length in seconds. Give"),
+    (dict(begin=10, duration=True), r"duration True is no length"),
+    (dict(offset=10, duration=[2]), r"duration \[2\] is no length"),
+    (dict(start=10, duration="nan"), r"duration 'nan' is no length"),
+    (dict(start=10, duration=0), r"duration 0 is no length"),
+    (dict(start=10, duration=-2.0), r"duration -2.0 is no length"),
+    (dict(offset=10.5, duration=10**400), r"duration 1000.* is no length"),
+    (dict(onset=10, offset="later"), r"start 10, end 'later' is not a stretch"),
+    (dict(onset=10, offset=9), r"start 10, end 9 is not a stretch"),
+    (dict(start="later", duration=2), r"start 'later', end None is not a stretch"),
+    (dict(start=10, offset=12), r"start 10 and offset 12, but no end. Give start and end")])
+def test_times_that_say_nothing_are_refused(tmp_path, fields, told):
+    with pytest.raises(ManifestError, match=rf"m.jsonl:2: {told}"):
+        manifest(tmp_path, "m.jsonl", [dict(start=1, end=2), fields])
+
+
+def test_a_duration_that_contradicts_the_end_is_told(tmp_path):
+    rows = [dict(start=10, end=12, duration=2), dict(begin=10, end_time=12, duration=5.0), dict(end=12, duration="2"), dict(onset=1, offset=3, duration=9)]
+    with pytest.warns(UserWarning, match=r"m.jsonl:2: duration 5.0, but start and end are 2 s apart \(and 2 more\).*end counts") as warned:
+        found = manifest(tmp_path, "m.jsonl", rows)
+    assert len(warned) == 1 and [(u.start, u.end) for u in found] == [(10, 12), (10, 12), (None, 12), (1, 3)]
 
 
 def test_other_names_of_fields(tmp_path):

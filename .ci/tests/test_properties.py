@@ -84,7 +84,7 @@ def SimpleUtterance(u, path):
 
 
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | TEXT, lambda x: st.lists(x, max_size=3) | st.dictionaries(TEXT, x, max_size=3), max_leaves=6)
-FIELD = st.sampled_from(["words", "prosody_annotations", "emotion", "speaker", "id", "start", "end", "word_times", "duration", "text", "label", "other"])
+FIELD = st.sampled_from(["words", "prosody_annotations", "emotion", "speaker", "id", "start", "end", "onset", "offset", "word_times", "duration", "text", "label", "other"])
 
 
 @tried(200)

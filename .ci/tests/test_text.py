@@ -1,6 +1,7 @@
 """Text from anywhere: encodings, JSON of any form, special pieces, unknown words, words that were never said."""
 import io
 import json
+import unicodedata
 import warnings
 
 import numpy as np
@@ -14,7 +15,7 @@ from prosody_ser.config import TrainConfig
 from prosody_ser.data import ManifestError, clean, read_manifest, read_rows, read_sentences, rows_digest
 from prosody_ser.decoding import LMError, WordLM, train_lm
 from prosody_ser.evaluate import evaluate_model
-from prosody_ser.evaluation import read_predictions, score, write_predictions
+from prosody_ser.evaluation import asr_metrics, edit_counts, read_predictions, score, write_predictions
 from prosody_ser.inference import Predictor
 from prosody_ser.model import Collator, create_model, load_checkpoint
 from prosody_ser.tokenizer import SentencePieceTokenizer, TokenizerError
@@ -254,3 +255,17 @@ def test_clean_is_idempotent():
     """What is clean stays so, and nothing that can be seen is lost."""
     for text in ("\ufeff\u200bme\u2028kɔ\x85", "می\u200cخواهم", "a\u200db", "⁇▁", "<blank>", " a\tb "):
         assert clean(clean(text)) == clean(text)
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD"), ("NFC", "NFC")])
+def test_one_text_in_two_forms_of_unicode_has_no_errors(forms):
+    """An accent that is written as one character or as two is the same text, in every rate; another letter is not."""
+    said = "m\u00e9 k\u0254\u0301 fi\u00e9"
+    reference, hypothesis = (unicodedata.normalize(form, said) for form in forms)
+    found = asr_metrics([reference], [hypothesis])
+    assert [found[f"asr/{k}"] for k in ("wer", "cer", "wer_normalised", "cer_normalised")] == [0, 0, 0, 0]
+    assert edit_counts([reference], [hypothesis]).tolist() == [[0, 0, 0, 3]]
+    assert edit_counts([""], [hypothesis]).tolist() == [[0, 0, 3, 0]]
+    found = asr_metrics([reference], [hypothesis.replace("f", "b")])
+    assert found["asr/wer"] == 1 / 3 and found["asr/cer"] == 1 / 10         # of the composed letters, in either form
+    assert asr_metrics([reference], ["me k\u0254 fie"])["asr/wer"] == 1     # without the accents it is another text
