@@ -16,6 +16,8 @@ from hashlib import blake2b
 from itertools import combinations
 from pathlib import Path
 
+import pandas as pd
+
 from .audio import audio_digest
 from .config import ConfigError, check_files, expand_path, one_folder, paths_of
 from .data import Manifest, read_manifest, read_rows, rows_digest, write_manifest
@@ -314,6 +316,38 @@ def corpora_text(
     new = {c: s for s, found in counts.items() for c in found if c not in counts.get("train", {c})}
     return "\n".join(lines + [f"beware: nothing of the corpus {c} ({s}) is trained on; its speakers count as "
                               "none of those in training" for c, s in new.items()])
+
+# %% ../nbs/01f_corpora.ipynb #7670223c
+def with_first(rows, by, name):
+    "The rows with source, split, stretch of the first row that is the same in by, and how many came before."
+    same = rows.groupby(by, sort=False)
+    found = {c: same[c].transform("first") for c in ("source", "split", "stretch", "name") if c in rows}
+    found |= dict(before=same.cumcount(), splits=same.split.transform("nunique"))
+    return rows.assign(**{f"{name}_{c}": values for c, values in found.items()})
+
+def tell_groups(rows):
+    """Rows (data frame: split, corpus, speaker, recording, folder) with what tells whose they are. beside:
+    their corpus names speakers; nameless: but not theirs; untold: nothing tells whether splits share voices.
+    folder: where it alone does."""
+    beside = rows.speaker.notna().groupby(rows.corpus).transform("any")
+    alone = rows.speaker.isna() & rows.recording.isna()
+    folders = rows.folder.fillna("").where(alone)
+    single = folders.groupby(rows.corpus).transform("nunique") == 1           # it tells nothing
+    untold = alone & single & ~beside & (rows.split.nunique() > 1)
+    return rows.assign(beside=beside, nameless=beside & rows.speaker.isna(), untold=untold,
+                       folder=folders.where(~single & (folders != "")))
+
+def groups_in(rows):
+    "The first row in each split of each speaker, recording, folder: kind, name, the group's first row."
+    kinds = ("speaker", "recording", "folder")
+    named = [rows.assign(kind=k, name=rows[k]).dropna(subset="name") for k in kinds]
+    groups = pd.concat(named).sort_index(kind="stable").drop_duplicates(["kind", "name", "split"])
+    return with_first(groups.reset_index(drop=True), ["kind", "name"], "group")
+
+def straddling(groups):
+    "Those of the groups that stand in more than one split, a row each."
+    return groups[groups.group_before == 1]
+
 
 # %% ../nbs/01f_corpora.ipynb #scores
 _SHOWN = "ser/wa", "ser/ua", "ser/macro_f1", "asr/wer", "prosody/f1"
