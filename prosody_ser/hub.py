@@ -199,6 +199,13 @@ _CITE = """```bibtex
 }
 ```"""
 
+def _use_text(name, tasks):
+    "How it is used, and what it answers."
+    answers = ", ".join(_ANSWERS[t] for t in tasks)
+    if "asr" in tasks and "prosody" in tasks:
+        answers = ", ".join(_ANSWERS[t] for t in tasks[:-1]) + " with prominence"
+    return _USE.format(name=name, answers=answers, norm=_NORM * ("ser" in tasks))
+
 # %% ../nbs/08c_hub.ipynb #card2
 def _about(run):
     "What the model is, in two sentences."
@@ -210,13 +217,6 @@ def _about(run):
     said = f" Emotions: {', '.join(names)}." if names else ""
     return (f"A `{settings['backbone']}` backbone{start}, with heads for "
             f"{', '.join(heads[t] for t in run.config.tasks)}, trained by [Prosody-SER]({_HOME}).{said}")
-
-def _use_text(name, tasks):
-    "How it is used, and what it answers."
-    answers = ", ".join(_ANSWERS[t] for t in tasks)
-    if "asr" in tasks and "prosody" in tasks:
-        answers = ", ".join(_ANSWERS[t] for t in tasks[:-1]) + " with prominence"
-    return _USE.format(name=name, answers=answers, norm=_NORM * ("ser" in tasks))
 
 def _scores_text(run):
     "The section about the scores."
