@@ -35,6 +35,7 @@ from . import data, evaluation
 from . import folder as own
 from .backbones import encoder_config
 from .config import PATH_SETTINGS, ConfigError, TrainConfig, TrainingError, default_of
+from .corpora import check_folds, lacking_told, nameless_told
 from .evaluate import markdown_table, notes_html, number_table, plot_runs, score_text, show_html
 from .evaluation import LOWER_IS_BETTER, METRIC_NAMES, group_runs, run_groups, save_figure
 from .labels import classes_of
@@ -330,31 +331,29 @@ def make_folds(
             own.refuse_foreign(folder, [f"{i}/{name}.jsonl"], (), "save_dir")         # other rows, whoever's
             data.write_manifest(us, new := file.with_suffix(f".{os.getpid()}"))
             new.replace(file)                         # in one step: other jobs of a cluster may be reading it
-    return given_folds(folder, len(folds))
+    return _checked_folds(folder, len(folds), rows)
 
 def given_folds(
     folder, # with 0/train.jsonl, 0/val.jsonl, 0/test.jsonl, 1/...
     n=None, # folds there should be; None: as many as there are
 ) -> list[Path]: # folders of the folds
     "Read and check folds. Raises `ManifestError` for a speaker in two splits, or an utterance tested twice."
+    return _checked_folds(folder, n)
+
+def _checked_folds(folder, n, rows=None):
+    "The folders of the folds. rows: all of them; None: those of the first fold."
     folds = sorted((p for p in Path(folder).iterdir() if p.name.isdigit()), key=lambda p: int(p.name))[:n]
     if not folds:
         raise ManifestError(f"{folder}: no folds there. A fold is a folder 0, 1, ... with train.jsonl, "
                             "val.jsonl and test.jsonl; prosody-ser prepare writes them.")
-    tested = {}
-    for p in folds:
-        splits = {s: data.read_manifest(p/f"{s}.jsonl") for s in _SPLITS}
-        _check_disjoint(p, splits)
-        for u in splits["test"]:
-            if (first := tested.setdefault(data.stretch_key(u), p.name)) != p.name:
-                raise ManifestError(f"{u.source}: fold {first} tests this utterance, too. Each must be "
-                                    "tested in one fold, or it counts twice in the pooled scores.")
+    splits = {p: {s: data.read_manifest(p/f"{s}.jsonl") for s in _SPLITS} for p in folds}
+    _beware(check_folds(splits))
+    _beware(nameless_told(rows or sum(splits[folds[0]].values(), [])))
     return folds
 
-def _check_disjoint(fold, splits):
-    "Raise `ManifestError` for a speaker (or film) in two splits; a single folder with everything is no film."
-    if both := data.straddling_groups(splits):
-        raise ManifestError(f"{fold}: {', '.join(both[:5])} in two splits. Folds are disjoint by speaker.")
+def _beware(text):
+    if text:
+        log_main(f"beware: {text}")
 
 # %% ../nbs/10_ablation_study.ipynb #10bcrossvalc008
 def _shared_classes(config, folds):
@@ -363,7 +362,7 @@ def _shared_classes(config, folds):
     rows = [u for parts in splits.values() for us in parts for u in us if u.emotion is not None]
     lacking = [f for f, parts in splits.items() if classes_of(rows) - classes_of(parts[0])]
     if config.emotion_names or "ser" not in config.tasks or not lacking: return config
-    log_main(f"beware: no training row of fold {', '.join(lacking)} shows some class; it cannot learn that.")
+    _beware(lacking_told({f: parts[0] for f, parts in splits.items()}, rows))
     return replace(config, emotion_names=data.emotion_names(rows))
 
 def _fold_variants(config, folds, seeds):
@@ -395,9 +394,10 @@ def _summarise_folds(results):
     over_seeds = group_runs(pd.DataFrame(pooled), [], metrics).to_dict("records")[0]
     table = {}
     for k in metrics:
-        folds, pooled = (dict(mean=row[k], sd=row[f"{k}_sd"] if pd.notna(row[f"{k}_sd"]) else None)
+        parts = dict(mean=k, sd=f"{k}_sd", floor=f"{k}_floor")
+        folds, pooled = ({name: row[c] if pd.notna(row.get(c)) else None for name, c in parts.items()}
                          for row in (over_folds, over_seeds))
-        table[k] = dict(folds=folds, pooled=pooled, floor=over_seeds[f"{k}_floor"]) | {
+        table[k] = dict(folds=folds, pooled=pooled, floor=pooled["floor"]) | {
             end: ranges[f"{k}_{end}"] for end in ("low", "high") if f"{k}_{end}" in ranges}
     return table, note
 
@@ -407,10 +407,11 @@ def crossval_table(
     "The cross-validation as a Markdown table."
     lines = []
     for k, r in table.items():
-        scores = [score_text({"": s["mean"], "_sd": s["sd"]}, "") for s in (r["folds"], r["pooled"])]
+        folds, pooled = (score_text({"": s["mean"], "_sd": s["sd"]}, "") for s in (r["folds"], r["pooled"]))
+        mean_floor, floor = ("" if x is None else f"{x:.3f}" for x in (r["folds"].get("floor"), r["floor"]))
         interval = f"{r['low']:.3f} to {r['high']:.3f}" if "low" in r else ""
-        lines.append([METRIC_NAMES[k], *scores, interval, f"{r['floor']:.3f}"])
-    return markdown_table(["", "mean over folds", "pooled", "95 % interval", "floor"], lines)
+        lines.append([METRIC_NAMES[k], folds, mean_floor, pooled, interval, floor])
+    return markdown_table(["", "mean over folds", "mean floor", "pooled", "95 % interval", "floor"], lines)
 
 def _plot_folds(results, metric="ser/ua"):
     "The score of each fold by its test speakers, a point a seed, with its floor. Returns the figure."

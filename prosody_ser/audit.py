@@ -25,10 +25,20 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from prosody_ser.corpora import (
+    add_rows,
+    groups_in,
+    names_apart,
+    own_folders,
+    rename_emotions,
+    straddling,
+    tell_groups,
+    with_first,
+)
+
 from . import callable_module, data
 from .audio import MENDED, hear
 from .config import one_folder
-from .corpora import add_rows, names_apart, own_folders, rename_emotions
 from .data import Utterance, emotion_names, manifest_rows, read_rows
 from .folder import write_new
 from .labels import classes_of, is_acoustic, is_prominent, is_undecided, label_among, text_tells
@@ -90,7 +100,8 @@ def _place(u, segment=SEGMENT):
     "Recording, begin and end (seconds) of an utterance, from the file's name and its fields; NaN: not known."
     named = segment and re.search(segment, u.audio_filepath)
     if named and (first := int(named["start"]) / 1000) < (last := int(named["end"]) / 1000):
-        return named["recording"], first + (u.start or 0), last if u.end is None else first + u.end
+        name = f"{u.corpus}: {named['recording']}" if u.corpus else named["recording"]
+        return name, first + (u.start or 0), last if u.end is None else first + u.end
     if u.start is None and u.end is None: return None, np.nan, np.nan
     return path_key(u.audio_filepath), float(u.start or 0), np.nan if u.end is None else u.end
 
@@ -102,6 +113,15 @@ def _places(utterances, segment):
     median = (places.end - places.begin).median()
     if np.isnan(median) or .1 < median < 600: return places
     return pd.DataFrame([_place(u, None) for u in utterances], columns=places.columns)
+
+# %% ../nbs/02b_audit.ipynb #ba37230b
+def group_rows(splits, segment=SEGMENT):
+    "A line for each row of some splits (name -> rows), in order, with what tells whose it is: for groups_in."
+    names = [(s, u.source or u.audio_filepath, u.corpus or "", name_key(u.speaker),
+              path_key(u.audio_filepath)) for s, us in splits.items() for u in us]
+    utterances = [u for us in splits.values() for u in us]
+    rows = pd.DataFrame(names, columns=["split", "source", "corpus", "speaker", "path"], dtype=object)
+    return tell_groups(rows.join(_places(utterances, segment)).assign(folder=data.groups_of(utterances)))
 
 # %% ../nbs/02b_audit.ipynb #c011
 def series_of(u: Utterance) -> str:
@@ -136,13 +156,6 @@ def _sound(utterances, audio_base_path, seconds, heard):
     return known.astype(dict.fromkeys(_NUMBERS, float))
 
 # %% ../nbs/02b_audit.ipynb #c019
-def _with_first(rows, by, name):
-    "The rows with source, split, stretch of the first row that is the same in by, and how many came before."
-    same = rows.groupby(by, sort=False)
-    found = {c: same[c].transform("first") for c in ("source", "split", "stretch", "name") if c in rows}
-    found |= dict(before=same.cumcount(), splits=same.split.transform("nunique"))
-    return rows.assign(**{f"{name}_{c}": values for c, values in found.items()})
-
 def _with_overlaps(rows):
     "The rows with the one before in recording and split; other: one of another split that has not ended."
     placed = rows.dropna(subset="begin").sort_values(["begin", "stop"], kind="stable")
@@ -172,12 +185,10 @@ class _Corpus:
 # %% ../nbs/02b_audit.ipynb #survey
 def _rows(splits, classes, plain, pieces):
     "A data frame of the rows; plain, pieces: of each word, the pieces {} without a tokenizer."
-    rows = [(s, u.source or u.audio_filepath, path := path_key(u.audio_filepath),
-             f"{path} {u.start or 0:f} {u.end or 0:f}", name_key(u.speaker), *label_among(u, classes),
+    rows = [(f"{path_key(u.audio_filepath)} {u.start or 0:f} {u.end or 0:f}", *label_among(u, classes),
              u.words or [], u.prosody_annotations, sum(map(is_undecided, u.prosody_annotations or ())),
-             is_acoustic(u.prosody_annotations, u.prosody_source)) for s, us in splits.items() for u in us]
-    rows = pd.DataFrame(rows, columns="split source path stretch speaker label tied names words marks halves "
-                        "acoustic".split())
+             is_acoustic(u.prosody_annotations, u.prosody_source)) for us in splits.values() for u in us]
+    rows = pd.DataFrame(rows, columns="stretch label tied names words marks halves acoustic".split())
     plain_words = [[plain[w] for w in words if plain[w]] for words in rows.words]
     needed = [frames_needed([i for w in words for i in pieces[w]]) if pieces and words else np.nan
               for words in rows.words]
@@ -197,17 +208,16 @@ def _survey(splits, audio_base_path=None, tokenizer=None, names=None, frame_rate
         seconds = [t for s, us in splits.items() for t in seconds.get(s, [np.nan] * len(us))]
     if heard is not None:
         heard = [x for s, us in splits.items() for x in heard.get(s, [{}] * len(us))]
-    places, sound = _places(utterances, segment), _sound(utterances, audio_base_path, seconds, heard)
-    rows = pd.concat([_rows(splits, classes, plain, pieces), places, sound], axis=1)
+    sound = _sound(utterances, audio_base_path, seconds, heard)
+    rows = pd.concat([group_rows(splits, segment), _rows(splits, classes, plain, pieces), sound], axis=1)
     named = rows.end - rows.begin
     known = named[rows.problem.isna()]
     rows = rows.assign(
-        training=rows.split == next(iter(splits)), folder=data.groups_of(utterances),
-        named=named, stop=rows.end.fillna(rows.begin),
+        training=rows.split == next(iter(splits)), named=named, stop=rows.end.fillna(rows.begin),
         seconds=(seconds := rows.seconds.fillna(known)), frames=np.floor(seconds * frame_rate),
         level=20 * np.log10(rows.rms.clip(lower=1e-9)))
     for column in ("stretch", "plain", "digest"):
-        rows = _with_first(rows, column, column)
+        rows = with_first(rows, column, column)
     words = rows[["split", "source", "words"]].explode("words").dropna().rename(columns=dict(words="word"))
     counts = {s: Counter(labels.dropna()) for s, labels in rows.groupby("split", sort=False).label}
     return _Corpus(_with_overlaps(rows), words.assign(plain=words.word.map(plain)), counts, classes, problem,
@@ -344,27 +354,15 @@ def _pieces(corpus):
             _finding("vocabulary", size > types and size - len(used), size, [line], train=corpus.train)]
 
 # %% ../nbs/02b_audit.ipynb #leaks
-def _groups(rows):
-    "The first row in each split of each speaker and recording, or without both of each folder: kind, name."
-    alone = rows[rows.speaker.isna() & rows.recording.isna()]
-    named = [rows.assign(kind=k, name=rows[k]).dropna(subset="name") for k in ("speaker", "recording")]
-    named.append(alone.assign(kind="folder", name=alone.folder.fillna("")))
-    groups = pd.concat(named).sort_index(kind="stable").drop_duplicates(["kind", "name", "split"])
-    return _with_first(groups.reset_index(drop=True), ["kind", "name"], "group")
-
 def _speaker_leaks(corpus):
     "Speakers and films, and series of films, that stand in more than one split."
-    groups = _groups(corpus.rows)
-    n, folder = (groups.group_before == 0).sum(), groups.kind == "folder"
-    one_folder = groups[folder].name.nunique() == 1                # it tells nothing
-    leaks = groups[(groups.group_before == 1) & (groups.name != "") & ~(folder & one_folder)]
+    groups = groups_in(corpus.rows)
     films = groups[groups.kind != "speaker"]
-    films = _with_first(films.assign(title=films.name.map(title_of)), "title", "title")
+    films = with_first(films.assign(title=films.name.map(title_of)), "title", "title")
     sequels = films[(films.split != films.title_split) & (films.name != films.title_name)]
-    unknown = len(corpus.rows) if one_folder and n == 1 and len(corpus.counts) > 1 else 0
-    return [_rows_finding("straddling groups", leaks, n),
-            _rows_finding("sequels", sequels.drop_duplicates("title"), films.title.nunique()),
-            _finding("unknown groups", unknown, len(corpus.rows))]
+    return [_rows_finding("straddling groups", straddling(groups), (groups.group_before == 0).sum()),
+            _rows_finding("sequels", sequels.drop_duplicates("title"), films.title.nunique())]
+
 
 # %% ../nbs/02b_audit.ipynb #c031
 def _check(corpus, frame_rate):

@@ -16,9 +16,20 @@ from hashlib import blake2b
 from itertools import combinations
 from pathlib import Path
 
+import pandas as pd
+
+from prosody_ser.data import (
+    Manifest,
+    read_manifest,
+    read_rows,
+    rows_digest,
+    straddling_groups,
+    stretch_key,
+    write_manifest,
+)
+
 from .audio import audio_digest
 from .config import ConfigError, check_files, expand_path, one_folder, paths_of
-from .data import Manifest, read_manifest, read_rows, rows_digest, write_manifest
 from .files import digest
 from .folder import write_whole
 from .labels import classes_of, is_undecided, shares_of, some_class
@@ -314,6 +325,84 @@ def corpora_text(
     new = {c: s for s, found in counts.items() for c in found if c not in counts.get("train", {c})}
     return "\n".join(lines + [f"beware: nothing of the corpus {c} ({s}) is trained on; its speakers count as "
                               "none of those in training" for c, s in new.items()])
+
+# %% ../nbs/01f_corpora.ipynb #7670223c
+def with_first(rows, by, name):
+    "The rows with source, split, stretch of the first row that is the same in by, and how many came before."
+    same = rows.groupby(by, sort=False)
+    found = {c: same[c].transform("first") for c in ("source", "split", "stretch", "name") if c in rows}
+    found |= dict(before=same.cumcount(), splits=same.split.transform("nunique"))
+    return rows.assign(**{f"{name}_{c}": values for c, values in found.items()})
+
+def tell_groups(rows):
+    """Rows (data frame: split, corpus, speaker, recording, folder) with what tells whose they are. beside:
+    their corpus names speakers; nameless: but not theirs; untold: nothing tells whether splits share voices.
+    folder: where it alone does."""
+    beside = rows.speaker.notna().groupby(rows.corpus).transform("any")
+    alone = rows.speaker.isna() & rows.recording.isna()
+    folders = rows.folder.fillna("").where(alone)
+    single = folders.groupby(rows.corpus).transform("nunique") == 1           # it tells nothing
+    untold = alone & single & ~beside & (rows.split.nunique() > 1)
+    return rows.assign(beside=beside, nameless=beside & rows.speaker.isna(), untold=untold,
+                       folder=folders.where(~single & (folders != "")))
+
+def groups_in(rows):
+    "The first row in each split of each speaker, recording, folder: kind, name, the group's first row."
+    kinds = ("speaker", "recording", "folder")
+    named = [rows.assign(kind=k, name=rows[k]).dropna(subset="name") for k in kinds]
+    groups = pd.concat(named).sort_index(kind="stable").drop_duplicates(["kind", "name", "split"])
+    return with_first(groups.reset_index(drop=True), ["kind", "name"], "group")
+
+def straddling(groups):
+    "Those of the groups that stand in more than one split, a row each."
+    return groups[groups.group_before == 1]
+
+
+# %% ../nbs/01f_corpora.ipynb #7d0b95b0
+def check_folds(folds):
+    """What is doubtful about folds (folder -> split -> rows), a text or empty. Raises ManifestError for a
+    speaker or film in two splits, or for an utterance that two folds test."""
+    tested, shared = {}, {}
+    for p, splits in folds.items():
+        shared |= _check_disjoint(p, splits)
+        for u in splits["test"]:
+            if (first := tested.setdefault(stretch_key(u), p.name)) != p.name:
+                raise ManifestError(f"{u.source}: fold {first} tests this utterance, too. Each must be "
+                                    "tested in one fold, or it counts twice in the pooled scores.")
+    return "" if not shared else (
+        f"{len(shared)} recordings have rows in two splits of a fold (such as {next(iter(shared))}): the "
+        "model has heard the room, perhaps the voices.")
+
+def _check_disjoint(fold, splits):
+    "The recordings that stand in two splits and may, as keys. Raises ManifestError for other groups."
+    from prosody_ser.audit import group_rows  # here: that room needs this one
+    leaks = straddling(groups_in(group_rows(splits)))
+    films = leaks[leaks.speaker.isna() & (leaks.name == leaks.path)]       # cut by start and end, for certain
+    if both := sorted({*straddling_groups(splits), *films.name}):
+        raise ManifestError(f"{fold}: {', '.join(both[:5])} in two splits. Folds are disjoint by speaker "
+                            "and film: put all rows of each into one split.")
+    return dict.fromkeys(leaks.name[leaks.kind == "recording"])
+
+def nameless_told(rows):
+    "That some rows of a cross-validation have no speaker while others have: a text, or empty."
+    from prosody_ser.audit import group_rows  # here: that room needs this one
+    told = group_rows(dict(all=rows))
+    lost = told[told.nameless]
+    return "" if lost.empty else (
+        f"{len(lost)} of {len(told)} rows have no speaker, while others have (first {lost.source.iloc[0]}). "
+        "They may be of anybody: a fold may train on its own test speaker, and its scores are then too good. "
+        "Give these rows a speaker, or leave them out.")
+
+def lacking_told(trained, rows):
+    "Which classes of all rows no training row of a fold shows (fold -> training rows): a text, or empty."
+    names, texts = {name_key(c): str(c) for c in sorted(classes_of(rows), key=str)}, []
+    for fold, mine in trained.items():
+        lost = names.keys() - {name_key(c) for c in classes_of(mine)}
+        if lost:
+            shown = ", ".join(sorted(names[c] for c in lost))
+            texts.append(f"no training row of fold {fold} is {shown}")
+    return f"{'; '.join(texts)}. A model cannot learn a class that it never sees." if texts else ""
+
 
 # %% ../nbs/01f_corpora.ipynb #scores
 _SHOWN = "ser/wa", "ser/ua", "ser/macro_f1", "asr/wer", "prosody/f1"

@@ -27,8 +27,9 @@ from prosody_ser.config import (
     paths_of,
 )
 
-from .corpora import SPLITS, read_splits, rows_as_given
-from .data import describe, rows_digest, straddling_groups
+from .audit import group_rows
+from .corpora import SPLITS, groups_in, read_splits, rows_as_given, straddling
+from .data import describe, rows_digest
 from .evaluate import Scores, markdown_table, selection_note
 from .evaluation import LOWER_IS_BETTER, METRIC_NAMES
 from .folder import FolderError, write_whole
@@ -89,14 +90,20 @@ def _names(run):
     return [config["id2label"][str(i)] for i in range(len(config["id2label"]))]
 
 def _disjoint(splits):
-    "Whether speakers stand on two sides, in a sentence."
+    "Whether speakers stand on two sides, in sentences."
     if len(splits) < 2: return "Whether a speaker stands in two splits cannot be told here."
-    if n := len(straddling_groups(splits)):
-        return (f"**Beware**: {n} speaker{'s' * (n > 1)} or films stand in two splits, so that the scores "
-                "are those of voices the model has heard.")
-    if any(u.speaker for rows in splits.values() for u in rows):
-        return "No speaker or film stands in two splits."
-    return "The manifests name no speakers; no film (folder of the audio) stands in two splits."
+    rows = group_rows(splits)
+    lost, both = int((rows.nameless | rows.untold).sum()), len(straddling(groups_in(rows)))
+    unknown = (f"Of {lost} of {len(rows)} rows the speaker is not known: whether they share voices with "
+               "other splits cannot be told.") if lost else ""
+    if both:
+        beware = (f"**Beware**: {both} speaker{'s' * (both > 1)} or films stand in two splits, so that the "
+                  "scores are those of voices the model has heard.")
+        return f"{beware} {unknown}".strip()
+    if lost == len(rows): return unknown
+    said = ("No speaker or film stands in two splits." if rows.speaker.notna().any() else
+            "The manifests name no speakers; no film (recording, or folder) stands in two splits.")
+    return f"{unknown} Of the others: {said[0].lower()}{said[1:]}" if lost else said
 
 def _data_text(run, dataset):
     "The section about the data."
@@ -160,6 +167,7 @@ def _metadata(run, name, license, languages, dataset):
         language=languages or None, license=license, library_name="prosody_ser", base_model=base,
         pipeline_tag=_TASKS[tasks[0]][0], tags=["speech", *tags], **more)
 
+# %% ../nbs/08c_hub.ipynb #cf9338e8
 _LIMITS = """It was made for research on how emotion, words and prominence are heard in speech like the data
 below: to look through recordings, to find what is worth listening to, to compare models. An emotion here is
 a label that listeners gave to how an utterance sounds; it is not what a person feels. The model must not be
@@ -173,12 +181,15 @@ _USE = """```python
 from prosody_ser.inference import Predictor
 
 predict = Predictor("{name}")
-predict("speech.wav")              # emotion, probabilities, transcript, words with prominence
+predict("speech.wav")              # {answers}
 ```
 
-`prosody-ser predict --checkpoint_path {name} speech.wav` does the same in a shell. A person whom you have
+`prosody-ser predict --checkpoint_path {name} speech.wav` does the same in a shell.{norm}"""
+_NORM = """ A person whom you have
 several recordings of is heard better relative to them: `predict.for_speaker(recordings)`, or `--speaker_norm`
 of the command."""
+_ANSWERS = dict(ser="emotion, probabilities", asr="transcript, words",
+                prosody="prominence of the words that you give it: words=[...]")
 _CITE = """```bibtex
 @inproceedings{cai2021speech,
   title     = {Speech Emotion Recognition with Multi-Task Learning},
@@ -187,6 +198,13 @@ _CITE = """```bibtex
   year      = {2021}
 }
 ```"""
+
+def _use_text(name, tasks):
+    "How it is used, and what it answers."
+    answers = ", ".join(_ANSWERS[t] for t in tasks)
+    if "asr" in tasks and "prosody" in tasks:
+        answers = ", ".join(_ANSWERS[t] for t in tasks[:-1]) + " with prominence"
+    return _USE.format(name=name, answers=answers, norm=_NORM * ("ser" in tasks))
 
 # %% ../nbs/08c_hub.ipynb #card2
 def _about(run):
@@ -218,10 +236,11 @@ def model_card(
     run, place = run if isinstance(run, Run) else Run(run), name or "this folder"
     name = name or run.folder.resolve().name
     data = _metadata(run, name, license, languages, dataset)
-    weights = ", ".join(f"{t} {a:g}" for t, a in run.config.alphas.items())
+    tasks, alphas = run.config.tasks, run.config.alphas
+    weights = ", ".join(f"{t} {alphas[t]:g}" for t in tasks)
     learned = " at the start, learned from there" if run.config.alpha_mode != "fixed" else ""
     parts = {
-        "Use": _USE.format(name=place),
+        "Use": _use_text(place, tasks),
         "What it is for, and what not": _LIMITS,
         "Data": "Languages: " + (", ".join(languages) if languages else "not given") + ".\n\n"
                 + _data_text(run, dataset),

@@ -4,6 +4,7 @@ import warnings
 import pytest
 from conftest import SHARED, needs, read, write
 
+from prosody_ser import audit as audit_module
 from prosody_ser.audit import audit_manifests, exit_code, fix_manifest, report
 from prosody_ser.data import read_manifest
 from prosody_ser.tokenizer import SentencePieceTokenizer
@@ -106,3 +107,49 @@ def test_speakers_from_names(corpus, tmp_path):
     with pytest.raises(SystemExit):
         main(["audit", *files, "--speaker", "(?P<speaker>spk[0-9])_", "--fix", str(tmp_path / "out")])
     assert {u.speaker for u in read_manifest(tmp_path / "out/train.jsonl")} == {"spk0", "spk1"}
+
+
+def _said(*splits):
+    """Findings of splits of (path, more fields), and what the card says of them."""
+    from prosody_ser.data import Utterance
+    from prosody_ser.hub import _disjoint
+    named = {s: [Utterance(path, source=f"{s}:{i}", **more) for i, (path, more) in enumerate(rows, 1)] for s, rows in zip(("train", "val", "test"), splits, strict=False)}
+    return {f.check: f for f in audit_module.audit(named)}, _disjoint(named)
+
+
+def test_some_rows_without_a_speaker():
+    """Rows without a speaker beside rows with one are told by the audit and by the card, in one folder and without any."""
+    for folder in ("", "wav/"):
+        splits = [[(f"{folder}{s}{i}.wav", dict(speaker=None if i == 0 else f"{s}{i}")) for i in range(4)] for s in ("a", "b", "c")]
+        found, card = _said(*splits)
+        lost = found["unknown speakers"]
+        assert (lost.severity, lost.count, lost.total) == ("warning", 3, 12) and "train 25 %, val 25 %" in lost.what and "--speaker" in lost.cure
+        assert lost.examples[0] == "train:1: no speaker" and not {"straddling groups", "unknown groups"} & set(found)
+        assert card.startswith("Of 3 of 12 rows the speaker is not known") and "Of the others: no speaker or film stands in two splits." in card
+    whole = [[(path, dict(speaker="x" + path)) for path, _ in rows] for rows in splits]
+    found, card = _said(*whole)
+    assert "unknown speakers" not in found and card == "No speaker or film stands in two splits."
+    found, card = _said([("a.wav", {}), ("b.wav", {})], [("c.wav", {})])
+    assert found["unknown groups"].count == 3 and "unknown speakers" not in found and "stands in two splits" not in card and card.startswith("Of 3 of 3 rows")
+
+
+def test_the_card_knows_the_films_that_the_audit_knows():
+    """Recordings that are cut by start and end, or by the names of their files, are films: audit and card agree."""
+    by_fields = [[(f"audio/film{i % 4}.wav", dict(start=10. * (4 * s + i), end=10. * (4 * s + i) + 3)) for i in range(8)] for s in range(2)]
+    by_names = [[(f"audio/film{i % 4}_{100000 * s + 4000 * i}_{100000 * s + 4000 * i + 3000}.wav", {}) for i in range(8)] for s in range(2)]
+    for splits in (by_fields, by_names):
+        found, card = _said(*splits)
+        assert (found["straddling groups"].count, found["straddling groups"].total) == (4, 4) and "**Beware**: 4 speakers or films stand in two splits" in card
+        disjoint = [[row for rows in splits for row in rows if ("film0" in row[0]) == first] for first in (True, False)]
+        found, card = _said(*disjoint)
+        assert "straddling groups" not in found and card == "The manifests name no speakers; no film (recording, or folder) stands in two splits."
+
+
+def test_films_of_two_corpora():
+    """The only folder of a corpus is no film, whatever the other corpus has; films of one name in two corpora are two."""
+    flat = [(f"{c}/wav/{i}.wav", dict(corpus=c)) for c in "ab" for i in range(4)]
+    found, card = _said(flat[::2], flat[1::2])
+    assert "straddling groups" not in found and found["unknown groups"].count == 8 and card.startswith("Of 8 of 8 rows")
+    kae = [(f"{c}/kae_{i}000_{i}900.wav", dict(corpus=c)) for c in "ab" for i in range(4)]
+    found, card = _said(kae[:4], kae[4:])
+    assert not {"straddling groups", "overlap across splits"} & set(found) and "no film" in card

@@ -157,6 +157,16 @@ def test_speakers_on_two_sides(home, tmp_path):
     data = yaml.safe_load(card.split("---\n")[1])
     assert {r["dataset"]["split"] for r in data["model-index"][0]["results"]} == {"val"} and data["tags"] == ["speech", "speech-emotion-recognition"]
     assert found.is_finished
+    assert "# emotion, probabilities\n" in card and "transcript" not in card.split("## Data")[0] and "Loss weights: ser 1. " in card and "predict.for_speaker" in card
+
+
+def test_card_says_what_the_heads_give():
+    """Nothing is promised that a head which is off would answer."""
+    from prosody_ser.hub import _use_text
+    said = {tasks: re.search("# (.*)", _use_text("ama/akan", tasks.split()))[1] for tasks in ("ser asr prosody", "ser asr", "asr", "ser prosody")}
+    assert list(said.values()) == ["emotion, probabilities, transcript, words with prominence", "emotion, probabilities, transcript, words", "transcript, words",
+                                   "emotion, probabilities, prominence of the words that you give it: words=[...]"]
+    assert "for_speaker" in _use_text("a", ["ser"]) and "speaker" not in _use_text("a", ["asr", "prosody"])
 
 
 def test_old_run():
