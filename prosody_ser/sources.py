@@ -119,8 +119,7 @@ class Source:
         split = _split_name(str(row["split"])) if row.get("split") else split
         row = row | dict(emotion=row["emotion_shares"]) if row.get("emotion_shares") else row
         given = {k: _value(k, v) for k, v in row.items() if v not in (None, "") and not unread([k])}
-        words, text = given.get("words"), given.get("text")
-        if words and text and [*words] != text.split():
+        if given.get("text") and given.get("words") not in (None, given["text"].split()):
             self.note("left out: text beside words that say something else", place)
         self.splits.setdefault(split, []).append(row_utterance(given, place, self.base))
 
@@ -164,8 +163,8 @@ def _read_csv(source):
     tables, idle = source.files(".csv", ".tsv"), {}
     for file in tables:
         place, head, rows = _table(file)
-        names = {_our_name(n) for n in [*head, *source.columns]}
-        if len(tables) > 1 and not names & {"audio_filepath", "file_name"}:
+        names = map(_our_name, [*head, *source.columns])
+        if len(tables) > 1 and {"audio_filepath", "file_name"}.isdisjoint(names):
             source.note("left out: tables without a column of audio", file.name)
             idle = {place: dict.fromkeys(head)} | idle
         else:
@@ -188,16 +187,17 @@ def _table(file):
 def _quoted(file, lines, mark):
     "The rows of a table with quotes about cells: (line that it begins in, cells)."
     reader, first, width = csv.reader((f"{line}\n" for line in lines), delimiter=mark, strict=True), 1, None
-    cure = "Close the quotes, and double those within a cell."
     try:
         for cells in reader:
             width = len(_trimmed(cells)) - 1 if width in (None, -1) else width
             if any(line.count(mark) >= width for line in lines[first:reader.line_num]):     # whole rows
-                raise ManifestError(f"{file}:{first}: a cell goes on to line {reader.line_num}. {cure}")
+                raise ManifestError(f"{file}:{first}: a cell goes on to line {reader.line_num}, over what "
+                                    "may be rows. Close its quotes, or take the line breaks out of it.")
             yield first, cells
             first = reader.line_num + 1
     except csv.Error as e:
-        raise ManifestError(f"{file}:{first}: {e}. {cure}") from None
+        raise ManifestError(f"{file}:{first}: {e}. Close the quotes, and double those "
+                            "within a cell.") from None
 
 # %% ../nbs/01d_sources.ipynb #csv2
 def _trimmed(cells):
