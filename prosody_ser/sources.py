@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 
 from .config import ConfigError
-from .data import _SYNONYMS, _TEXTS, read_manifest, row_utterance, unread
+from .data import _SYNONYMS, read_manifest, row_utterance, unread
 from .files import SOUND_ENDINGS, files_below
 from .labels import NO_NAMES
 from .text import ManifestError, name_key, read_text
@@ -32,12 +32,13 @@ def pairs_of(text, flag):
     return {a.strip(): b.strip() for a, b in pairs}
 
 _MORE_NAMES = dict(file_name="audio_filepath", sentence="text", client_id="speaker")  # Hub, Common Voice
-_ONE_FIELD = dict(text="words", emotion_shares="emotion", offset="start")
+_ONE_FIELD = _SYNONYMS | dict(text="words", emotion_shares="emotion")
 
 def _our_name(name):
-    "The field that a column of some name is."
+    "The field that a column of some name is; times keep their names, since onset says what offset is."
     name = name.strip().lower()
-    return "text" if name in _TEXTS else _SYNONYMS.get(name, name)
+    ours = "text" if name in ("transcript", "transcription") else _SYNONYMS.get(name, name)
+    return name if ours in ("start", "end") else ours
 
 def library_of(name):
     "A library of the extra."
@@ -130,7 +131,7 @@ def _check_fields(file, fields):
     "Raise ManifestError where two columns are one field."
     same = {}
     for name, field in fields.items():
-        field = "start" if field == "offset" else field
+        field = _SYNONYMS.get(field, field)
         if field and same.setdefault(field, name) != name:
             raise ManifestError(f"{file}: the columns {same[field]!r} and {name!r} are both {field}. Say "
                                 f"which of them it is: --columns {field}=COLUMN.")

@@ -361,7 +361,7 @@ def test_a_quote_in_a_csv_is_told_where_it_begins(tmp_path):
 
 
 @pytest.mark.parametrize("head, field", [("path,Text,text", "text"), ("path,text,transcription", "text"), ("path,Speaker,speaker", "speaker"), ("path,speaker,speaker_id", "speaker"),
-                                         ("path,label,emotion", "emotion"), ("path,file,emotion", "audio_filepath"), ("path,start,offset", "start")])
+                                         ("path,label,emotion", "emotion"), ("path,file,emotion", "audio_filepath"), ("path,start,begin", "start")])
 def test_two_columns_of_one_field(tmp_path, head, field):
     """Which one is meant nobody can know: both are named, and the cure; asked for, the other one is left out and told."""
     one, two = head.split(",")[:2] if field == "audio_filepath" else head.split(",")[1:]
