@@ -253,6 +253,18 @@ def _index(audformat, keys):
 _WRITERS = dict(manifest=_write_manifests, nemo=_write_nemo, parquet=_write_parquet,
                 audformat=_write_audformat)
 
+def _clear_unknown(rows, names, given):
+    "Take away emotions and speakers that are none, such as ? and unknown, which a map does not name."
+    named = {name_key(name) for name in names}
+    for u in rows:
+        for field in ("emotion", "speaker"):
+            name = getattr(u, field)
+            if type(name) is not str or not re.fullmatch("[-–—.?]+|unknown", name_key(name)): continue
+            if field == "emotion" and name_key(name) in named: continue
+            cure = f"; --emotion_map {name}=NAME keeps it" * (field == "emotion")
+            given.note(f"left out: the {field} {name}, read as empty{cure}", Path(u.source).name)
+            setattr(u, field, None)
+
 def _rebased(rows, base):
     "The rows with paths relative to one folder: the given one where it holds all of them."
     paths = [os.path.abspath(audio_path(u)) for u in rows]
@@ -280,6 +292,7 @@ def convert(
     try:
         read_source(given)
         splits, rows = given.splits, sum(given.splits.values(), [])
+        _clear_unknown(rows, names, given)
         map_emotions(rows, names)
         moved, base = _rebased(rows, out if "audio" in target.made else given.base)
         places = iter(moved)

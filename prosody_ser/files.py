@@ -9,6 +9,7 @@ __all__ = ['find_audio', 'open_audio']
 import errno
 import hashlib
 import io
+import math
 import os
 import re
 import shlex
@@ -525,3 +526,12 @@ def open_audio(
     if file.format != "RAW" or Path(path).suffix.lower() in (".gsm", ".vox"): return file, look.note
     file.close()                                                         # by its ending, not by its bytes
     raise ManifestError(f"{path}: {_kind(path, head)}")
+
+# %% ../nbs/00_files.ipynb #9b59e1a4
+def length_of(path):
+    "Seconds of a sound file; infinite where it cannot be read, so that nothing is taken for all of it."
+    try:
+        with open_audio(path)[0] as sound:
+            return sound.frames / sound.samplerate
+    except ManifestError:                                                # told where its sound is read
+        return math.inf

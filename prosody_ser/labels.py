@@ -72,6 +72,14 @@ def is_tied(emotion):
     "Whether an emotion has shares of which none is the largest: it trains, and no score uses it."
     return is_soft(emotion) and hard_label(emotion) is None
 
+# %% ../nbs/00_labels.ipynb #a4aeb075
+_EMPTY = {"NA", "N/A", "n/a", "#N/A", "#NA", "<NA>", "NaN", "nan"}
+
+def is_empty(field, text):
+    "Whether a text is what R, pandas and Excel write for an empty cell. As words null and none are words."
+    nobody = {*NO_NAMES, *["none"] * (field == "speaker")} if field not in ("text", "words") else ()
+    return text in _EMPTY or name_key(text) in nobody
+
 # %% ../nbs/00_labels.ipynb #lab7
 def shares_problem(emotion):
     "What is wrong with the shares of an emotion, a dict or a list; empty: nothing."

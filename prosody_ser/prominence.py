@@ -278,7 +278,8 @@ def mark_words(
     aligner=None,    # function: samples, words -> (W, 2) seconds or None; None: word_times or an even split
     replace=False,   # marks that rows have; else these rows are left alone
 ) -> tuple:          # for each row p-scores (W,) or None; dict: what became of how many
-    """Prominence of all words of a corpus by its acoustics; a word is prominent above .5. Warns of rows whose
+    """Prominence of all words of a corpus by its acoustics; a word is prominent above .5, one
+    without a letter or digit is 0. Warns of rows whose
     words nobody can place. Raises `ManifestError` for audio or word_times that cannot be used, `ConfigError`
     for cues or a method that there are none of."""
     _check_how(cues, method)
@@ -294,7 +295,8 @@ def mark_words(
                       "(--model).", stacklevel=2)
     speakers = dict(zip(map(id, rows), groups_of(rows), strict=True))
     scores = prominence_scores([h for _, h in found], [speakers[id(u)] for u, _ in found], method)
-    marks = {id(u): p_scores(s, h.values, method, threshold) for (u, h), s in zip(found, scores, strict=True)}
+    marks = {id(u): p_scores(s, h.values, method, threshold) * [any(map(str.isalnum, w)) for w in u.words]
+             for (u, h), s in zip(found, scores, strict=True)}               # a dash alone is not heard
     counts = dict(job.counts, kept=len(rows) - len(new), marked=len(found))
     return [marks.get(id(u)) for u in rows], {k: n for k, n in counts.items() if n}
 

@@ -7,18 +7,19 @@ __all__ = []
 
 # %% ../nbs/01d_sources.ipynb #imports
 import csv
-import io
 import json
 import math
 import os
 import re
 from collections import Counter
+from copy import copy
 from importlib import import_module
 from pathlib import Path
 
 from .config import ConfigError
-from .data import contradiction, known_fields, read_manifest, row_utterance, unread
-from .files import SOUND_ENDINGS, files_below, open_audio
+from .data import _SYNONYMS, contradiction, known_fields, read_manifest, row_utterance, unread
+from .files import SOUND_ENDINGS, files_below, length_of
+from .labels import is_empty
 from .text import ManifestError, read_text
 
 # %% ../nbs/01d_sources.ipynb #names
@@ -27,7 +28,18 @@ def pairs_of(text, flag):
     pairs = [pair.split("=") for pair in (text or "").split(",") if pair.strip()]
     if wrong := ["=".join(p) for p in pairs if len(p) != 2 or not p[0].strip()]:
         raise ConfigError(f"--{flag} {wrong[0]}: write NAME=NAME, with a comma before the next one.")
+    if twice := [a for a, n in Counter(p[0].strip() for p in pairs).items() if n > 1]:
+        raise ConfigError(f"--{flag}: {twice[0]} is named twice. Leave one of the two.")
     return {a.strip(): b.strip() for a, b in pairs}
+
+_MORE_NAMES = dict(file_name="audio_filepath", sentence="text", client_id="speaker")  # Hub, Common Voice
+_ONE_FIELD = _SYNONYMS | dict(text="words", emotion_shares="emotion")
+
+def _our_name(name):
+    "The field that a column of some name is; times keep their names, since onset says what offset is."
+    name = name.strip().lower()
+    ours = "text" if name in ("transcript", "transcription") else _SYNONYMS.get(name, name)
+    return name if ours in ("start", "end") else ours
 
 def library_of(name):
     "A library of the extra."
@@ -81,18 +93,27 @@ class Source:
             self.note(f"left out: {what} that mean nothing here (--columns OURS=THEIRS)", name)
         return found
 
-    def fields(self, file, names):
-        "Their column -> our field."
+    def fields(self, file, names, sound=None):
+        "Their column -> our field, or nothing. sound: the column of the sound, which others only name."
         self.need(file, names)
-        known = "split", "emotion_shares"
-        if wrong := [ours for ours in self.columns if unread([ours]) and ours not in known]:
+        if wrong := [ours for ours in self.columns if unread([ours]) and ours not in _KNOWN]:
             raise ManifestError(f"--columns {wrong[0]}={self.columns[wrong[0]]}: a row has no field "
                                 f"{wrong[0]!r}. It has audio_filepath, words or text, emotion, speaker, ...")
+        for c in self.columns.values():
+            if [*self.columns.values()].count(c) > 1:
+                raise ManifestError(f"--columns: two fields are to be {c!r}. Leave one of the two.")
         theirs = {column: ours for ours, column in self.columns.items()}
-        fields = {n: theirs.get(n) or n.strip().lower() for n in names}
-        fields |= {n: "" for n, f in fields.items() if f in self.columns and n not in theirs}
-        for name in (n for n in names if unread([fields[n]]) and fields[n] not in known):
-            self.note("left out: columns that mean nothing here (--columns OURS=THEIRS)", name)
+        fields = {n: _our_name(theirs.get(n, n)) for n in names}
+        fields = {n: f for n, f in fields.items() if not (sound and f == "audio_filepath")}
+        fields |= {sound: "audio_filepath"} if sound else {}
+        fields |= {n: f for n, k in fields.items() if (f := _MORE_NAMES.get(k, k)) not in fields.values()}
+        asked = {_ONE_FIELD.get(f, f) for n, f in fields.items() if n in theirs}
+        beside = {n for n, f in fields.items() if _ONE_FIELD.get(f, f) in asked and n not in theirs}
+        for name in [n for n, f in fields.items() if n in beside or (unread([f]) and f not in _KNOWN)]:
+            why = "that another one replaces" if name in beside else "that mean nothing here"
+            self.note(f"left out: columns {why} (--columns OURS=THEIRS)", name)
+            fields[name] = ""
+        _check_fields(file, fields)
         return fields
 
     def add(self, row, place, split):
@@ -100,11 +121,24 @@ class Source:
         split = _split_name(str(row["split"])) if row.get("split") else split
         row = row | dict(emotion=row["emotion_shares"]) if row.get("emotion_shares") else row
         given = {k: _value(k, v) for k, v in row.items() if v not in (None, "") and not unread([k])}
+        if given.get("text") and given.get("words") not in (None, given["text"].split()):
+            self.note("left out: text beside words that say something else", place)
         self.splits.setdefault(split, []).append(row_utterance(given, place, self.base))
         if told := contradiction(known_fields(given)):
             self.note("times that differ, of which the end counts", f"{place}: {told}")
 
 # %% ../nbs/01d_sources.ipynb #value
+_KNOWN = "split", "emotion_shares"
+
+def _check_fields(file, fields):
+    "Raise ManifestError where two columns are one field."
+    same = {}
+    for name, field in fields.items():
+        field = _SYNONYMS.get(field, field)
+        if field and same.setdefault(field, name) != name:
+            raise ManifestError(f"{file}: the columns {same[field]!r} and {name!r} are both {field}. Say "
+                                f"which of them it is: --columns {field}=COLUMN.")
+
 _NUMBERS = "start", "end", "offset", "duration", "start_time", "end_time", "begin", "onset", "stop"
 
 def _value(field, value):
@@ -130,38 +164,90 @@ def _json_or(text):
 # %% ../nbs/01d_sources.ipynb #csv
 def _read_csv(source):
     "Tables with a comma, semicolon, tab or bar between cells."
-    for file in source.files(".csv", ".tsv"):
-        text = read_text(file)
-        mark = max(",;\t|", key=text.partition("\n")[0].count)
-        lines = csv.reader(io.StringIO(text), delimiter=mark, strict=True)
-        try:
-            _add_lines(source, file, lines)
-        except csv.Error as e:
-            raise ManifestError(f"{file}:{lines.line_num}: {e}. Close the quotes, and double those "
-                                "within a cell.") from None
+    tables, idle = source.files(".csv", ".tsv"), {}
+    for file in tables:
+        place, head, rows = _table(file)
+        names = map(_our_name, [*head, *source.columns])
+        if len(tables) > 1 and {"audio_filepath", "file_name"}.isdisjoint(names):
+            source.note("left out: tables without a column of audio", file.name)
+            idle = {place: dict.fromkeys(head)} | idle
+        else:
+            _add_lines(source, file, place, head, rows)
+    if idle and not source.splits:
+        _need_audio(*idle.popitem())
 
-def _add_lines(source, file, lines):
-    "Add the rows of a table, whose first line is its head."
-    head = next(lines, [])
-    if twice := [n for n, k in Counter(head).items() if k > 1]:
-        raise ManifestError(f"{file}:1: two columns are called {twice[0]!r}. Rename one of them.")
-    fields = source.fields(f"{file}:1", head)
-    _need_audio(f"{file}:1", fields)
-    for cells in filter(None, lines):
-        place = f"{file}:{lines.line_num}"
-        if len(cells) != len(head):
-            raise ManifestError(f"{place}: {len(cells)} cells under a head of {len(head)}. Put quotes about "
-                                "a cell that holds what stands between two.")
-        row = {fields[n]: c.strip() for n, c in zip(head, cells, strict=True)}
-        source.add(row, place, _split_name(file.stem))
+def _table(file):
+    "Place and names of the head of a table, and its rows: (line, cells) each."
+    lines = read_text(file).split("\n")
+    given = re.match('"?sep=(.)', lines[0])                              # Excel's own line
+    mark = given[1] if given else max(",;\t|", key=lines[0].count)
+    lines[0] = "" if given else lines[0]
+    try:
+        return _fitted(file, _quoted(file, lines, mark))
+    except ManifestError:
+        if mark != "\t": raise
+    return _fitted(file, ((n, line.split("\t")) for n, line in enumerate(lines, 1)))   # quotes are letters
+
+def _quoted(file, lines, mark):
+    "The rows of a table with quotes about cells: (line that it begins in, cells)."
+    reader, first, width = csv.reader((f"{line}\n" for line in lines), delimiter=mark, strict=True), 1, None
+    try:
+        for cells in reader:
+            width = len(_trimmed(cells)) - 1 if width in (None, -1) else width
+            if any(line.count(mark) >= width for line in lines[first:reader.line_num]):     # whole rows
+                raise ManifestError(f"{file}:{first}: a cell goes on to line {reader.line_num}, over what "
+                                    "may be rows. Close its quotes, or take the line breaks out of it.")
+            yield first, cells
+            first = reader.line_num + 1
+    except csv.Error as e:
+        raise ManifestError(f"{file}:{first}: {e}. Close the quotes, and double those "
+                            "within a cell.") from None
+
+# %% ../nbs/01d_sources.ipynb #csv2
+def _trimmed(cells):
+    "Cells without the empty ones at the end."
+    return cells[:max((i for i, c in enumerate(cells, 1) if c.strip()), default=0)]
+
+def _fitted(file, rows):
+    "Place and names of the head, and the rows of a table without empty ones and empty cells at the end."
+    (line, head), *rows = [(n, cells) for n, cells in rows if _trimmed(cells)] or [(1, [])]
+    for n, cells in rows:
+        if len(cells) < len(_trimmed(head)) or len(_trimmed(cells)) > len(head):
+            raise ManifestError(f"{file}:{n}: {len(cells)} cells under a head of {len(head)}. Put quotes "
+                                "about a cell that holds what stands between two.")
+    return f"{file}:{line}", head, rows
 
 def _need_audio(place, fields):
     "Raise ManifestError where no column can hold audio, or name it."
-    audio = "audio_filepath", "audio", "audio_path", "path", "file", "filename", "wav"
-    if set(audio) & set(fields.values()): return
-    there = ", ".join(fields) or "none"
-    raise ManifestError(f"{place}: no column holds audio or names it; there are {there}. Say which it is: "
-                        "--columns audio_filepath=COLUMN.")
+    if "audio_filepath" not in fields.values():
+        raise ManifestError(f"{place}: no column holds audio or names it; there are "
+                            f"{', '.join(fields) or 'none'}. Say which: --columns audio_filepath=COLUMN.")
+
+
+# %% ../nbs/01d_sources.ipynb #csv3
+def _add_lines(source, file, place, head, rows):
+    "Add the rows of a table under its head."
+    if twice := [n for n, k in Counter(head).items() if k > 1 and n.strip()]:
+        raise ManifestError(f"{place}: two columns are called {twice[0]!r}. Rename one of them.")
+    fields = source.fields(place, [n for n in head if n.strip()])
+    _need_audio(place, fields)
+    below = file.parent.relative_to(source.path if source.path.is_dir() else file.parent)
+    split = _split_name(file.stem, *reversed(below.parts))
+    if any(c.strip() for _, cells in rows for n, c in zip(head, cells, strict=False) if not n.strip()):
+        source.note("left out: columns without a name", file.name)
+    for n, cells in rows:
+        row = {f: c.strip() for name, c in zip(head, cells, strict=False) if (f := fields.get(name))}
+        for f in [f for f, text in row.items() if is_empty(f, text)]:
+            source.note(f"left out: cells {row[f]} of {f}, read as empty", f"{file.name}:{n}")
+            del row[f]
+        row["audio_filepath"] = _heard_at(source, row.get("audio_filepath", ""), below)
+        source.add(row, f"{file}:{n}", split)
+
+def _heard_at(source, path, below):
+    "The path of a sound that a table names: from the given folder, its own, or Common Voice's clips in it."
+    places = (source.base, source.base/below, source.base/below/"clips") if path else ()
+    found = next((p for p in places if os.path.isfile(p/path)), source.base)
+    return path if found == source.base else os.path.abspath(found/path)
 
 # %% ../nbs/01d_sources.ipynb #parquet
 _BEGINNINGS = {b"RIFF": ".wav", b"fLaC": ".flac", b"OggS": ".ogg", b"ID3": ".mp3", b"\xff": ".mp3",
@@ -189,9 +275,7 @@ def _read_parquet(source):
         except Exception as e:                                           # noqa: BLE001  of several classes
             raise ManifestError(f"{file}: no Parquet table can be read ({e}). Copy it again.") from None
         sound = _audio_column(table.schema_arrow, source)
-        fields = source.fields(file, table.schema_arrow.names)
-        if sound:
-            fields = {n: f for n, f in fields.items() if f != "audio_filepath"} | {sound: "audio_filepath"}
+        fields = source.fields(file, table.schema_arrow.names, sound)
         _need_audio(file, fields)
         split, features = _split_name(file.stem, file.parent.name), _features(table.schema_arrow)
         rows = (row for batch in table.iter_batches(64) for row in batch.to_pylist())
@@ -398,7 +482,7 @@ def _read_tiers(source):
             raise ManifestError(f"{file}: no tier words, emotion or transcript; there are "
                                 f"{', '.join(tiers) or 'none'}. Say which it is: --columns "
                                 "words=TIER,prosody_annotations=TIER,emotion=TIER.")
-        _add_tiers(source, file, tiers, names)
+        _add_file(source, file, tiers, names)
 
 # %% ../nbs/01d_sources.ipynb #tiers3
 def _sound_beside(source, file):
@@ -409,14 +493,6 @@ def _sound_beside(source, file):
             if (path := place/(file.stem + ending)).is_file(): return os.path.abspath(path)
     raise ManifestError(f"{file}: no sound file {file.stem}.wav (.flac, .ogg, ...) lies beside it. Name "
                         "the folder of the sound by --audio_base_path.")
-
-def _length(path):
-    "Seconds of a sound file; infinite where it cannot be read, so that nothing is taken for all of it."
-    try:
-        with open_audio(path)[0] as sound:
-            return sound.frames / sound.samplerate
-    except ManifestError:                                                # told where its sound is read
-        return math.inf
 
 def _add_tiers(source, file, tiers, names):
     "Add a row for each utterance of a file."
@@ -430,7 +506,7 @@ def _add_tiers(source, file, tiers, names):
         used += len(mine)
         said = [w[2].strip() for w in mine]
         said = said or [x for t in _inside(file, texts, start, end) for x in t[2].split()]
-        whole = start <= _SLACK and (end == math.inf or end >= _length(audio) - _SLACK)
+        whole = start <= _SLACK and (end == math.inf or end >= length_of(audio) - _SLACK)
         row = dict(audio_filepath=audio, words=said, emotion=emotion.strip(), start=None if whole else start,
                    end=None if whole else end)
         if mine:
@@ -440,6 +516,33 @@ def _add_tiers(source, file, tiers, names):
         source.add({k: v for k, v in row.items() if v != []}, f"{file}", _split_name("all", file.parent.name))
     if used < len(words):
         source.note("left out: words outside every utterance", f"{file.name} ({len(words) - used})")
+
+
+# %% ../nbs/01d_sources.ipynb #tiers4
+def _is_within(item, stretches):
+    "Whether an interval lies in one of some stretches."
+    return any(start - _SLACK <= item[0] and item[1] <= end + _SLACK for start, end, _ in stretches)
+
+def _add_file(source, file, tiers, names):
+    "Add the rows of a file: its intervals of emotion, and those of transcript beside them, without emotion."
+    said = {n: [i for i in tier if i[2].strip()] for n, tier in tiers.items()}
+    heard = [n for n in map(names.get, ("words", "emotion", "text")) if n]
+    tiers = said | {n: [i for i in said[n] if i[2].strip().lower() not in _SILENCES] for n in heard}
+    words, marks, told, texts = (tiers.get(n, []) for n in names.values())
+    new = [t for t in texts if not _is_within(t, told)]
+    lost = new if words and (told or not all(_is_within(w, new) for w in words)) else []
+    for what, n in (("silences in the tier of emotion", len(said.get(names["emotion"], ())) - len(told)),
+                    ("prominence without words", sum(_mark(m[2]) > 0 for m in marks if not words)),
+                    ("transcript outside of every utterance" if told else
+                     "transcript as utterances, since words lie outside of it", len(lost))):
+        if n:
+            source.note(f"left out: {what}", f"{file.name} ({n})")
+    if told or lost or not new:
+        _add_tiers(source, file, tiers, names)
+    if new and not lost:
+        plain = copy(source)
+        plain.add = lambda row, *more: source.add(row | dict(emotion=None), *more)
+        _add_tiers(plain, file, tiers | {"": new}, names | dict(emotion=""))
 
 # %% ../nbs/01d_sources.ipynb #which
 def _read_manifests(source):

@@ -335,13 +335,120 @@ def test_table_of_no_use(tmp_path):
     assert "--columns mood: write NAME=NAME" in refused(x, tmp_path / "o", columns="mood")
     assert "no row has the emotion 'anger'; there are angry" in refused(x, tmp_path / "o", emotion_map="anger=angry")
     for content, said in (("sound;text\na.wav;bra\n", "x.csv:1: no column holds audio or names it; there are sound, text"), ("path,text\na.wav,bra\na.wav,bra,fie\n", "x.csv:3: 3 cells under a head of 2"),
-                          ("path,text,prosody_annotations\na.wav,bra fie,1\n", "x.csv:2: 2 words but 1 prosody_annotations"), ("path,start\na.wav,soon\n", "x.csv:2: start 'soon'"), ("path\n", "not one utterance"), ('path,text\na.wav,"bra\na.wav,fie\n', "x.csv:3: unexpected end of data. Close the quotes"), ("path,text,text\na.wav,bra,fie\n", "two columns are called 'text'"), ("path,text\n,bra\n", "x.csv:2: audio_filepath is missing")):
+                          ("path,text,prosody_annotations\na.wav,bra fie,1\n", "x.csv:2: 2 words but 1 prosody_annotations"), ("path,start\na.wav,soon\n", "x.csv:2: start 'soon'"), ("path\n", "not one utterance"), ('path,text\na.wav,"bra\na.wav,fie\n', "x.csv:2: unexpected end of data. Close the quotes"), ("path,text,text\na.wav,bra,fie\n", "two columns are called 'text'"), ("path,text\n,bra\n", "x.csv:2: audio_filepath is missing")):
         assert said in refused(text(x, content), tmp_path / "o"), content
     assert "no such file or folder" in refused(tmp_path / "gone", tmp_path / "o")
     hum(tmp_path / "wavs/a.wav")
     assert "wavs: no format that is read. Name a file of" in refused(tmp_path / "wavs", tmp_path / "o")
     text(tmp_path / "two/a.csv", "path\n"), text(tmp_path / "two/a.jsonl", "{}\n")
     assert "files of several formats" in refused(tmp_path / "two", tmp_path / "o")
+
+
+def table(tmp_path, content, name="x.csv"):
+    """A table beside the sounds a, b and c that it may name."""
+    for n in "abc":
+        hum(tmp_path / f"{n}.wav", .2)
+    return text(tmp_path / name, content)
+
+
+def test_a_quote_in_a_tsv_swallows_no_rows(tmp_path):
+    """Common Voice writes quotes as letters: one that has no partner, or one many rows on, or another cell's. Those about a cell are seen as such."""
+    head = "path\tsentence\tage\n"
+    for n, (rows, said) in enumerate(((['"Bra fie', "kɔ", 'ha me"'], ['"Bra fie', "kɔ", 'ha me"']), (['"Bra', "kɔ", "ha"], ['"Bra', "kɔ", "ha"]), (['"Bra" fie', "kɔ", "ha"], ['"Bra" fie', "kɔ", "ha"]),
+                                      (['"Bra ""fie"""', '"kɔ"', "ha"], ['Bra "fie"', "kɔ", "ha"]), (['"Bra\nfie"', "kɔ", "ha"], ["Bra fie", "kɔ", "ha"]))):
+        x = table(tmp_path, head + "".join(f"{name}.wav\t{row}\t30\n" for name, row in zip("abc", rows, strict=True)), "x.tsv")
+        convert(x, tmp_path / f"o{n}")
+        assert [u.text for u in read_manifest(tmp_path / f"o{n}/all.jsonl")] == said
+    convert(table(tmp_path, head + 'a.wav\t"Bra\t3"\nb.wav\tkɔ\t4\n', "x.tsv"), tmp_path / "two")
+    assert [u.text for u in read_manifest(tmp_path / "two/all.jsonl")] == ['"Bra', "kɔ"]
+
+
+def test_a_quote_in_a_csv_is_told_where_it_begins(tmp_path):
+    """Neither at the end of the file nor where the next quote stands; a line break in a cell is none."""
+    rows = 'path,text,emotion\na.wav,kɔ,joy\nb.wav,"bra,joy\na.wav,kɔ,joy\nc.wav,{},joy\n'
+    for last, said in (("fie", "unexpected end of data"), ('fie"', "a cell goes on to line 5, over what may be rows. Close its quotes, or take the line breaks out"), ('"fie"', "expected after")):
+        message = refused(table(tmp_path, rows.format(last)), tmp_path / "o")
+        assert "x.csv:3: " in message and said in message and "Close " in message, message
+    convert(table(tmp_path, 'path,text,emotion\na.wav,"bra,\nfie",joy\nb.wav,kɔ,joy\n'), tmp_path / "o")
+    assert [u.text for u in read_manifest(tmp_path / "o/all.jsonl")] == ["bra, fie", "kɔ"]
+    assert "x.csv:4: 1 words but 2" in refused(table(tmp_path, 'path,text,prosody_annotations\na.wav,"bra\nfie",0 1\nb.wav,kɔ,1 0\n'), tmp_path / "p")
+
+
+@pytest.mark.parametrize("head, field", [("path,Text,text", "text"), ("path,text,transcription", "text"), ("path,Speaker,speaker", "speaker"), ("path,speaker,speaker_id", "speaker"),
+                                         ("path,label,emotion", "emotion"), ("path,file,emotion", "audio_filepath"), ("path,start,begin", "start")])
+def test_two_columns_of_one_field(tmp_path, head, field):
+    """Which one is meant nobody can know: both are named, and the cure; asked for, the other one is left out and told."""
+    one, two = head.split(",")[:2] if field == "audio_filepath" else head.split(",")[1:]
+    value = ("a.wav", "a.wav", "0") if field == "audio_filepath" else ("a.wav", "0", "0.5")
+    x = table(tmp_path, f"{head}\n{','.join(value)}\n")
+    message = refused(x, tmp_path / "o")
+    assert f"x.csv:1: the columns {one!r} and {two!r} are both {field}. Say which of them it is: --columns {field}=COLUMN." in message
+    made = convert(x, tmp_path / "o", columns=f"{field}={two}")
+    assert made["notes"] == {"left out: columns that another one replaces (--columns OURS=THEIRS)": 1}
+    row, = read(tmp_path / "o/all.jsonl")
+    assert str(row.get("words" if field == "text" else field)).strip("[]'") == value[head.split(",").index(two)]
+
+
+def test_columns_named_twice(tmp_path, capsys):
+    """No name of --columns or --emotion_map is lost; text that is not the words is told."""
+    x = table(tmp_path, "path,a,b\na.wav,joy,fear\n")
+    assert "--columns: emotion is named twice" in refused(x, tmp_path / "o", columns="emotion=a,emotion=b")
+    assert "--columns: two fields are to be 'a'" in refused(x, tmp_path / "o", columns="emotion=a,speaker=a")
+    assert "--emotion_map: joy is named twice" in refused(x, tmp_path / "o", columns="emotion=a", emotion_map="joy=x,joy=y")
+    made = convert(table(tmp_path, "path,words,text\na.wav,bra fie,bra fie\nb.wav,bra,kɔ\n"), tmp_path / "o")
+    assert made["notes"] == {"left out: text beside words that say something else": 1} and "x.csv:3" in capsys.readouterr().out
+
+
+def test_cells_that_say_nothing(tmp_path, capsys):
+    """What R, pandas and Excel write for an empty cell is one; unknown, ? and - are no class and no person. Each is told; a map keeps it."""
+    cells = ["NA", "N/A", "#N/A", "n/a", "nan", "NaN", "null", "unknown", "Unknown", "-", "?", ".", "joy", "none"]
+    x = table(tmp_path, "path,text,emotion,speaker,start\n" + "".join(f"a.wav,null ha,{c},{'None' if c == 'none' else c},{'NA' if c == 'NA' else 0}\n" for c in cells) + "b.wav,NA,joy,Na,0\n")
+    made = convert(x, tmp_path / "o")
+    found = read_manifest(tmp_path / "o/all.jsonl")
+    assert [u.emotion for u in found] == [None] * 12 + ["joy", "none", "joy"]       # none is a class in some corpora, as in manifests
+    assert [u.speaker for u in found] == [None] * 12 + ["joy", None, "Na"]
+    assert (found[0].start, found[0].words, found[-1].words) == (None, ["null", "ha"], None)
+    assert made["notes"]["left out: cells NA of emotion, read as empty"] == 1 and made["notes"]["left out: cells None of speaker, read as empty"] == 1
+    told = capsys.readouterr().out
+    assert "1 left out: the emotion unknown, read as empty; --emotion_map unknown=NAME keeps it: x.csv:9\n" in told and "1 left out: cells NA of text, read as empty: x.csv:16\n" in told
+    convert(x, tmp_path / "kept", emotion_map="unknown=other")
+    assert [u.emotion for u in read_manifest(tmp_path / "kept/all.jsonl")][7:9] == ["other"] * 2
+
+
+def test_the_audiofolder_of_the_hub(tmp_path):
+    """metadata.csv in the folder of each split, with paths from there; two files of one name are two."""
+    for split, seconds in dict(train=.2, test=.4).items():
+        hum(tmp_path / f"hub/{split}/a.wav", seconds)
+        text(tmp_path / f"hub/{split}/metadata.csv", "file_name,transcription,emotion\na.wav,bra fie,joy\n")
+    made = convert(tmp_path / "hub", tmp_path / "o")
+    assert {k: v for k, v in made.items() if type(v) is int} == dict(train=1, test=1) and made["notes"] == {}
+    assert [read(tmp_path / f"o/{n}.jsonl")[0]["audio_filepath"] for n in ("train", "test")] == ["train/a.wav", "test/a.wav"]
+
+
+def test_common_voice(tmp_path):
+    """Its columns are known, its clips found, and its tables without audio left out by name; a table that says file_name otherwise stays as it was."""
+    hum(tmp_path / "cv/clips/a.wav"), hum(tmp_path / "cv/clips/b.wav")
+    for split, name in dict(train="a", dev="b").items():
+        text(tmp_path / f"cv/{split}.tsv", f"client_id\tpath\tsentence\tage\nx{name}\t{name}.wav\tbra {name}\t\n")
+    text(tmp_path / "cv/clip_durations.tsv", "clip\tduration[ms]\na.wav\t1000\n")
+    made = convert(tmp_path / "cv", tmp_path / "o")
+    assert made["notes"] == {"left out: tables without a column of audio": 1, "left out: columns that mean nothing here (--columns OURS=THEIRS)": 2}
+    assert read(tmp_path / "o/val.jsonl") == [dict(audio_filepath="clips/b.wav", words=["bra", "b"], speaker="xb")]
+    (tmp_path / "cv/train.tsv").unlink(), (tmp_path / "cv/dev.tsv").unlink()
+    text(tmp_path / "cv/other.tsv", "clip\nb.wav\n")
+    assert "clip_durations.tsv:1: no column holds audio or names it; there are clip, duration[ms]" in refused(tmp_path / "cv", tmp_path / "p")
+    made = convert(table(tmp_path, "path,text,sentence\na.wav,bra,kɔ\n"), tmp_path / "q")
+    assert read(tmp_path / "q/all.jsonl")[0]["words"] == ["bra"] and list(made["notes"].values()) == [1]
+
+
+def test_tables_of_excel(tmp_path):
+    """A first line sep=;, columns and rows that are empty, one without a name: what they hold is read or told."""
+    for n, (content, lost) in enumerate((("sep=;\npath;text\na.wav;bra, fie\n", 0), ("path;text;;\na.wav;bra, fie;;\n;;;\n;;;\n", 0), ("path;text\na.wav;bra, fie;;\n\n", 0),
+                                         (";path;text;\n0;a.wav;bra, fie;\n", 1), ("path;text;;\na.wav;bra, fie;;x\n", 1))):
+        made = convert(table(tmp_path, content), tmp_path / f"o{n}")
+        assert [(u.text, u.audio_filepath) for u in read_manifest(tmp_path / f"o{n}/all.jsonl")] == [("bra, fie", "a.wav")], content
+        assert made["notes"] == ({"left out: columns without a name": 1} if lost else {})
+    assert "x.csv:3: 3 cells under a head of 2" in refused(table(tmp_path, "sep=,\npath,text\na.wav,bra,fie\n"), tmp_path / "o")
 
 
 WORDS = [(.4, .8, "bra"), (.8, 1.2, "fie"), (1.2, 1.6, "ntɛm")]
@@ -386,6 +493,21 @@ def test_tiers_that_do_not_match(tmp_path):
     x.with_suffix(".wav").unlink()
     assert "no sound file x.wav" in refused(x, tmp_path / "o", columns="words=Mary")
     assert "x.TextGrid: the tiers cannot be read" in refused(text(x, "File type = no\n"), tmp_path / "o")
+
+
+def test_tiers_beside_each_other(tmp_path):
+    """Transcripts outside of emotions are rows without one; those with words are utterances, unless words lie outside. Silences are no class."""
+    said = [(.4, .8, "bra"), (.8, 1.6, "fie ntɛm")]
+    for name, tiers in dict(a=dict(emotion=[(.4, .8, "joy"), (1.7, 2, "SIL")], transcript=said), b=dict(words=WORDS, transcript=said, prominence=[(.8, 1.2, "x")]),
+                            c=dict(words=[*WORDS, (1.7, 1.9, "ha")], transcript=said), d=dict(emotion=[(.4, 1.6, "joy")], transcript=[(.4, 1.6, "bra")], prominence=[(.5, .7, "x"), (.8, .9, "0")]),
+                            e=dict(emotion=[(0, 2, "<sil>")], words=WORDS), f=dict(emotion=[(0, 1.2, "joy")], words=WORDS, transcript=said)).items():
+        textgrid(tmp_path / f"g/{name}.TextGrid", **tiers)
+    made = convert(tmp_path / "g", tmp_path / "out")
+    found = [(u.audio_filepath[0], u.text, u.emotion, u.start, u.prosody_annotations) for u in read_manifest(tmp_path / "out/all.jsonl")]
+    assert found == [("a", "bra", "joy", .4, None), ("a", "fie ntɛm", None, .8, None), ("b", "bra", None, .4, [0]), ("b", "fie ntɛm", None, .8, [1, 0]), ("c", "bra fie ntɛm ha", None, None, None),
+                     ("d", "bra", "joy", .4, None), ("e", "bra fie ntɛm", None, None, None), ("f", "bra fie", "joy", 0, None)]
+    assert made["notes"] == {"left out: silences in the tier of emotion": 2, "left out: transcript as utterances, since words lie outside of it": 1, "left out: transcript outside of every utterance": 1,
+                             "left out: prominence without words": 1, "left out: words outside every utterance": 1}
 
 
 def test_tiers_of_elan(tmp_path):

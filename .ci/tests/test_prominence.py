@@ -140,6 +140,15 @@ def test_the_command(corpus, command, method):
     assert code == 1 and "prosody_source" not in (corpus / "all.jsonl").read_text()
 
 
+@pytest.mark.parametrize("method", ["linear", "wavelet"])
+def test_a_dash_is_never_prominent(corpus, method):
+    """A word without a letter or a digit has no mark above 0, however loud and long its stretch is; 3 and ɛ are words."""
+    for words in (["me", "—", "fie", "«?»", "ara"], ["me", "3", "fie", "'ɛ", "ara"]):
+        marks, _ = mark_words(rows_of(corpus, words=words), method=method)
+        assert [m[1] > .5 for m in marks][0] == (words[1] == "3") and [m[3] > .5 for m in marks][1] == (words[3] == "'ɛ")
+        assert all((m[[1, 3]] == 0).all() == (words[1] == "—") for m in marks) and all((m[[0, 2, 4]] > 0).all() for m in marks)
+
+
 def test_scores_threshold_and_cues_change_what_is_written(corpus, command):
     def marks(*flags):
         out = corpus / f"{len(list(corpus.glob('*.jsonl')))}.jsonl"
