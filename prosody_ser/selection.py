@@ -82,12 +82,12 @@ def _own_rows(folder):
     texts = ((folder/name).read_text("utf-8") for name in ("train_config.json", "made_of.json"))
     try:
         settings, made = map(json.loads, texts)
+        base = one_folder(settings["audio_base_path"])
         splits = read_splits(SimpleNamespace(**settings), ("train", "val"))
-    except (OSError, ValueError, TypeError):
+        return {s: _with_whole_paths(rows, base) for s, rows in splits.items()
+                if made[f"the rows of {s}_jsonl"] == rows_digest(rows_as_given(rows))}
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):    # no run, or not one of ours
         return {}
-    base = one_folder(settings["audio_base_path"])
-    return {s: _with_whole_paths(rows, base) for s, rows in splits.items()
-            if made.get(f"the rows of {s}_jsonl") == rows_digest(rows_as_given(rows))}
 
 def heard_in_training(checkpoint_path, rows, base):
     "As seen_before, for rows that a model of a run is evaluated on. base: folder of their audio."
