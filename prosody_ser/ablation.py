@@ -35,11 +35,10 @@ from . import data, evaluation
 from . import folder as own
 from .backbones import encoder_config
 from .config import PATH_SETTINGS, ConfigError, TrainConfig, TrainingError, default_of
-from .corpora import check_folds, lacking_told, nameless_told
 from .evaluate import markdown_table, notes_html, number_table, plot_runs, score_text, show_html
 from .evaluation import LOWER_IS_BETTER, METRIC_NAMES, group_runs, run_groups, save_figure
 from .labels import classes_of
-from .selection import MAIN_METRICS, compared_by
+from .selection import MAIN_METRICS, check_folds, compared_by, lacking_told
 from .text import ManifestError
 from .tracking import close_trackers, with_group
 from .train import fit, prepare_training, run_training, train_and_test
@@ -331,29 +330,26 @@ def make_folds(
             own.refuse_foreign(folder, [f"{i}/{name}.jsonl"], (), "save_dir")         # other rows, whoever's
             data.write_manifest(us, new := file.with_suffix(f".{os.getpid()}"))
             new.replace(file)                         # in one step: other jobs of a cluster may be reading it
-    return _checked_folds(folder, len(folds), rows)
+    return _checked([Path(folder)/str(i) for i in range(len(folds))],
+                    (dict(zip(_SPLITS, splits, strict=True)) for splits in folds))
 
 def given_folds(
     folder, # with 0/train.jsonl, 0/val.jsonl, 0/test.jsonl, 1/...
     n=None, # folds there should be; None: as many as there are
 ) -> list[Path]: # folders of the folds
     "Read and check folds. Raises `ManifestError` for a speaker in two splits, or an utterance tested twice."
-    return _checked_folds(folder, n)
-
-def _checked_folds(folder, n, rows=None):
-    "The folders of the folds. rows: all of them; None: those of the first fold."
     folds = sorted((p for p in Path(folder).iterdir() if p.name.isdigit()), key=lambda p: int(p.name))[:n]
     if not folds:
         raise ManifestError(f"{folder}: no folds there. A fold is a folder 0, 1, ... with train.jsonl, "
                             "val.jsonl and test.jsonl; prosody-ser prepare writes them.")
-    splits = {p: {s: data.read_manifest(p/f"{s}.jsonl") for s in _SPLITS} for p in folds}
-    _beware(check_folds(splits))
-    _beware(nameless_told(rows or sum(splits[folds[0]].values(), [])))
-    return folds
+    return _checked(folds, ({s: data.read_manifest(p/f"{s}.jsonl") for s in _SPLITS} for p in folds))
 
-def _beware(text):
-    if text:
-        log_main(f"beware: {text}")
+def _checked(places, folds):
+    "The places, after what is doubtful about their folds was told."
+    for told in check_folds(zip(places, folds, strict=True)):
+        log_main(f"beware: {told}")
+    return places
+
 
 # %% ../nbs/10_ablation_study.ipynb #10bcrossvalc008
 def _shared_classes(config, folds):
@@ -362,7 +358,8 @@ def _shared_classes(config, folds):
     rows = [u for parts in splits.values() for us in parts for u in us if u.emotion is not None]
     lacking = [f for f, parts in splits.items() if classes_of(rows) - classes_of(parts[0])]
     if config.emotion_names or "ser" not in config.tasks or not lacking: return config
-    _beware(lacking_told({f: parts[0] for f, parts in splits.items()}, rows))
+    if told := lacking_told({f: parts[0] for f, parts in splits.items()}, rows):
+        log_main(f"beware: {told}")
     return replace(config, emotion_names=data.emotion_names(rows))
 
 def _fold_variants(config, folds, seeds):

@@ -18,18 +18,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from prosody_ser.data import (
-    Manifest,
-    read_manifest,
-    read_rows,
-    rows_digest,
-    straddling_groups,
-    stretch_key,
-    write_manifest,
-)
-
 from .audio import audio_digest
 from .config import ConfigError, check_files, expand_path, one_folder, paths_of
+from .data import Manifest, read_manifest, read_rows, rows_digest, write_manifest
 from .files import digest
 from .folder import write_whole
 from .labels import classes_of, is_undecided, shares_of, some_class
@@ -356,52 +347,6 @@ def groups_in(rows):
 def straddling(groups):
     "Those of the groups that stand in more than one split, a row each."
     return groups[groups.group_before == 1]
-
-
-# %% ../nbs/01f_corpora.ipynb #7d0b95b0
-def check_folds(folds):
-    """What is doubtful about folds (folder -> split -> rows), a text or empty. Raises ManifestError for a
-    speaker or film in two splits, or for an utterance that two folds test."""
-    tested, shared = {}, {}
-    for p, splits in folds.items():
-        shared |= _check_disjoint(p, splits)
-        for u in splits["test"]:
-            if (first := tested.setdefault(stretch_key(u), p.name)) != p.name:
-                raise ManifestError(f"{u.source}: fold {first} tests this utterance, too. Each must be "
-                                    "tested in one fold, or it counts twice in the pooled scores.")
-    return "" if not shared else (
-        f"{len(shared)} recordings have rows in two splits of a fold (such as {next(iter(shared))}): the "
-        "model has heard the room, perhaps the voices.")
-
-def _check_disjoint(fold, splits):
-    "The recordings that stand in two splits and may, as keys. Raises ManifestError for other groups."
-    from prosody_ser.audit import group_rows  # here: that room needs this one
-    leaks = straddling(groups_in(group_rows(splits)))
-    films = leaks[leaks.speaker.isna() & (leaks.name == leaks.path)]       # cut by start and end, for certain
-    if both := sorted({*straddling_groups(splits), *films.name}):
-        raise ManifestError(f"{fold}: {', '.join(both[:5])} in two splits. Folds are disjoint by speaker "
-                            "and film: put all rows of each into one split.")
-    return dict.fromkeys(leaks.name[leaks.kind == "recording"])
-
-def nameless_told(rows):
-    "That some rows of a cross-validation have no speaker while others have: a text, or empty."
-    from prosody_ser.audit import group_rows  # here: that room needs this one
-    told = group_rows(dict(all=rows))
-    lost = told[told.nameless]
-    return "" if lost.empty else (
-        f"{len(lost)} of {len(told)} rows have no speaker, while others have (first {lost.source.iloc[0]}). "
-        "They may be of anybody: a fold may train on its own test speaker, and its scores are then too good. "
-        "Give these rows a speaker, or leave them out.")
-
-def lacking_told(trained, rows):
-    "Which classes of all rows no training row of a fold shows (fold -> training rows): a text, or empty."
-    names, texts = {name_key(c): str(c) for c in sorted(classes_of(rows), key=str)}, []
-    for fold, mine in trained.items():
-        lost = names.keys() - {name_key(c) for c in classes_of(mine)}
-        if lost:
-            shown = ", ".join(sorted(names[c] for c in lost))
-            texts.append(f"no training row of fold {fold} is {shown}")
-    return f"{'; '.join(texts)}. A model cannot learn a class that it never sees." if texts else ""
 
 
 # %% ../nbs/01f_corpora.ipynb #scores

@@ -15,10 +15,13 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from .audit import group_rows
 from .config import one_folder
-from .corpora import read_splits, rows_as_given
-from .data import rows_digest, stretch_key
+from .corpora import groups_in, read_splits, rows_as_given, straddling
+from .data import rows_digest, straddling_groups, stretch_key
 from .evaluation import LOWER_IS_BETTER, METRIC_NAMES, draw_scores, score
+from .labels import classes_of
+from .text import ManifestError, name_key
 
 # %% ../nbs/07a_selection.ipynb #skill3
 MAIN_METRICS = {"ser": "ser/ua", "asr": "asr/wer", "prosody": "prosody/f1"}     # of each head
@@ -92,6 +95,52 @@ def _own_rows(folder):
 def heard_in_training(checkpoint_path, rows, base):
     "As seen_before, for rows that a model of a run is evaluated on. base: folder of their audio."
     return seen_before(_own_rows(Path(checkpoint_path).parent) | dict(test=_with_whole_paths(rows, base)))
+
+# %% ../nbs/07a_selection.ipynb #941dc33e
+def check_folds(folds):
+    """What is doubtful about folds ((folder, split -> rows), ...): sentences. Raises ManifestError for a
+    speaker or film in two splits, or for an utterance that two folds test."""
+    tested, shared, told = {}, {}, []
+    for p, splits in folds:
+        rows = group_rows(splits)
+        shared |= _check_disjoint(p, splits, rows)
+        told = told or _nameless_told(rows)                    # each fold has all rows
+        for u in splits["test"]:
+            if (first := tested.setdefault(stretch_key(u), p.name)) != p.name:
+                raise ManifestError(f"{u.source}: fold {first} tests this utterance, too. Each must be "
+                                    "tested in one fold, or it counts twice in the pooled scores.")
+    heard = (f"{len(shared)} recordings have rows in two splits of a fold (such as {next(iter(shared), '')}"
+             "): the model has heard the room, perhaps the voices.")
+    return told + [heard] * bool(shared)
+
+def _check_disjoint(fold, splits, rows):
+    "The recordings that stand in two splits and may, as keys. Raises ManifestError for other groups."
+    leaks = straddling(groups_in(rows))
+    named = rows.speaker.notna().groupby(rows.path).any()                  # somebody in this recording
+    films = leaks[(leaks.name == leaks.path) & ~leaks.path.map(named)]     # cut by start and end, for certain
+    if both := sorted({*straddling_groups(splits), *films.name}):
+        raise ManifestError(f"{fold}: {', '.join(both[:5])} in two splits. Folds are disjoint by speaker "
+                            "and film: put all rows of each into one split.")
+    return dict.fromkeys(leaks.name[leaks.kind == "recording"])
+
+def _nameless_told(rows):
+    "That some rows of a cross-validation have no speaker while others have, in a list, or an empty list."
+    lost = rows.source[rows.nameless]
+    first = min(lost, key=lambda place: (place.rpartition(":")[0], len(place), place), default=None)
+    return [] if lost.empty else [
+        f"{len(lost)} of {len(rows)} rows have no speaker, while others have (first {first}). "
+        "They may be of anybody: a fold may train on its own test speaker, and its scores are then too good. "
+        "Give these rows a speaker, or leave them out."]
+
+def lacking_told(trained, rows):
+    "Which classes of all rows no training row of a fold shows (fold -> training rows): a text, or empty."
+    names, texts = {name_key(c): str(c) for c in sorted(classes_of(rows), key=str)}, []
+    for fold, mine in trained.items():
+        lost = names.keys() - {name_key(c) for c in classes_of(mine)}
+        if lost:
+            shown = ", ".join(sorted(names[c] for c in lost))
+            texts.append(f"no training row of fold {fold} is {shown}")
+    return f"{'; '.join(texts)}. A model cannot learn a class that it never sees." if texts else ""
 
 # %% ../nbs/07a_selection.ipynb #se1
 def standard_error(

@@ -45,6 +45,16 @@ def test_films_in_two_splits_of_a_fold(tmp_path, capsys):
     assert "beware: 4 recordings have rows in two splits of a fold (such as audio/film0.wav)" in capsys.readouterr().out
 
 
+def test_a_recording_in_which_somebody_is_named(tmp_path, capsys):
+    """A few rows of it without a speaker are told, in any order of the rows, and do not stop folds by speaker."""
+    rows = [dict(audio_filepath=f"ep{i % 4}.wav", emotion=("anger", "joy")[i % 2], speaker=None if i in (5, 11) else f"s{i % 4}", start=10 * i, end=10 * i + 3)
+            for i in range(16)]
+    for name, order in dict(forth=rows, back=rows[::-1]).items():
+        assert len(make_folds([write(tmp_path / f"{name}.jsonl", order)], tmp_path / name)) > 1
+        text = capsys.readouterr().out
+        assert "beware: 2 of 16 rows have no speaker" in text and "recordings have rows in two splits of a fold" in text
+
+
 def test_classes_are_compared_by_name(tmp_path, capsys):
     """FEAR and fear are one class; a class that a fold lacks is named."""
     def told(name, rows):
