@@ -12,7 +12,6 @@ import math
 import os
 import re
 from collections import Counter
-from copy import copy
 from importlib import import_module
 from pathlib import Path
 
@@ -193,8 +192,8 @@ def _quoted(file, lines, mark):
     reader, first, width = csv.reader((f"{line}\n" for line in lines), delimiter=mark, strict=True), 1, None
     try:
         for cells in reader:
-            width = len(_trimmed(cells)) - 1 if width in (None, -1) else width
-            if any(line.count(mark) >= width for line in lines[first:reader.line_num]):     # whole rows
+            width = width or len(_trimmed(cells))
+            if any(_is_row(line.split(mark), width) for line in lines[first:reader.line_num]):
                 raise ManifestError(f"{file}:{first}: a cell goes on to line {reader.line_num}, over what "
                                     "may be rows. Close its quotes, or take the line breaks out of it.")
             yield first, cells
@@ -202,6 +201,11 @@ def _quoted(file, lines, mark):
     except csv.Error as e:
         raise ManifestError(f"{file}:{first}: {e}. Close the quotes, and double those "
                             "within a cell.") from None
+
+def _is_row(cells, width):
+    "Whether the cells of a line could be a row of so many that names a sound."
+    return len(cells) == width and any(c.strip(' "').lower().endswith(tuple(SOUND_ENDINGS)) for c in cells)
+
 
 # %% ../nbs/01d_sources.ipynb #csv2
 def _trimmed(cells):
@@ -494,13 +498,11 @@ def _sound_beside(source, file):
     raise ManifestError(f"{file}: no sound file {file.stem}.wav (.flac, .ogg, ...) lies beside it. Name "
                         "the folder of the sound by --audio_base_path.")
 
-def _add_tiers(source, file, tiers, names):
-    "Add a row for each utterance of a file."
-    words, marks, emotions, texts = ([i for i in tiers.get(n, ()) if i[2].strip()] for n in names.values())
-    words = [w for w in words if w[2].strip().lower() not in _SILENCES]
+def _add_tiers(source, file, tiers, names, parts):
+    "Add a row for each utterance of a file; parts: start, end, emotion of each."
+    words, marks, _, texts = ([i for i in tiers.get(n, ()) if i[2].strip()] for n in names.values())
     tier, audio, used = names["prosody_annotations"], _sound_beside(source, file), 0
     marks = _marks(file, words, marks, tier) if tier and words else None
-    parts = emotions or [t[:2] + ("",) for t in texts if not words] or [(0, math.inf, "")]
     for start, end, emotion in parts:
         mine = _inside(file, words, start, end)
         used += len(mine)
@@ -537,12 +539,8 @@ def _add_file(source, file, tiers, names):
                      "transcript as utterances, since words lie outside of it", len(lost))):
         if n:
             source.note(f"left out: {what}", f"{file.name} ({n})")
-    if told or lost or not new:
-        _add_tiers(source, file, tiers, names)
-    if new and not lost:
-        plain = copy(source)
-        plain.add = lambda row, *more: source.add(row | dict(emotion=None), *more)
-        _add_tiers(plain, file, tiers | {"": new}, names | dict(emotion=""))
+    parts = told + [(start, end, "") for start, end, _ in new if not lost]
+    _add_tiers(source, file, tiers, names, parts or [(0, math.inf, "")])
 
 # %% ../nbs/01d_sources.ipynb #which
 def _read_manifests(source):

@@ -371,6 +371,9 @@ def test_a_quote_in_a_csv_is_told_where_it_begins(tmp_path):
         assert "x.csv:3: " in message and said in message and "Close " in message, message
     convert(table(tmp_path, 'path,text,emotion\na.wav,"bra,\nfie",joy\nb.wav,kɔ,joy\n'), tmp_path / "o")
     assert [u.text for u in read_manifest(tmp_path / "o/all.jsonl")] == ["bra, fie", "kɔ"]
+    for cells, rows in (('path,text\na.wav,"Hello,\nhe said, fine"\n', ["Hello, he said, fine"]), ('path,text,emotion\na.wav,"bra\nfie, ha",joy\n', ["bra fie, ha"])):
+        convert(table(tmp_path, cells), tmp_path / rows[0])
+        assert [u.text for u in read_manifest(tmp_path / rows[0] / "all.jsonl")] == rows
     assert "x.csv:4: 1 words but 2" in refused(table(tmp_path, 'path,text,prosody_annotations\na.wav,"bra\nfie",0 1\nb.wav,kɔ,1 0\n'), tmp_path / "p")
 
 
