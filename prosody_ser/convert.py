@@ -253,14 +253,13 @@ def _index(audformat, keys):
 _WRITERS = dict(manifest=_write_manifests, nemo=_write_nemo, parquet=_write_parquet,
                 audformat=_write_audformat)
 
-def _clear_unknown(rows, names, given):
+def _clear_unknown(rows, given):
     "Take away emotions and speakers that are none, such as ? and unknown, which a map does not name."
-    named = {name_key(name) for name in names}
     for u in rows:
         for field in ("emotion", "speaker"):
             name = getattr(u, field)
             if type(name) is not str or not re.fullmatch("[-–—.?]+|unknown", name_key(name)): continue
-            if field == "emotion" and name_key(name) in named: continue
+            if field == "emotion" and name_key(name) in given.named: continue
             cure = f"; --emotion_map {name}=NAME keeps it" * (field == "emotion")
             given.note(f"left out: the {field} {name}, read as empty{cure}", Path(u.source).name)
             setattr(u, field, None)
@@ -287,12 +286,12 @@ def convert(
     """Bring a corpus from one format to another; print what it holds, and what is lost.
     Raises `ManifestError` for what cannot be used, `FolderError` where something would be written over."""
     target = _Out(out)
-    given = Source(source, target, audio_base_path, columns)
     names = pairs_of(emotion_map, "emotion_map")
+    given = Source(source, target, audio_base_path, columns, names)
     try:
         read_source(given)
         splits, rows = given.splits, sum(given.splits.values(), [])
-        _clear_unknown(rows, names, given)
+        _clear_unknown(rows, given)
         map_emotions(rows, names)
         moved, base = _rebased(rows, out if "audio" in target.made else given.base)
         places = iter(moved)

@@ -161,7 +161,7 @@ def _with_end(row):
     "A row with its start under our name, and its end, by its duration where there is no other."
     start, end, duration, offset = map(row.get, ("start", "end", "duration", "offset"))
     if start is None or end is not None: return row
-    if duration is None and offset not in (None, start):
+    if duration is None and offset not in (None, 0, start):
         problem = f"start {_short(start)} and offset {_short(offset)}, but no end"
         raise ManifestError("start, end", problem, "Give start and end, or leave offset out.")
     if duration is None or not is_span(start, None): return row

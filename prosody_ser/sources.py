@@ -19,7 +19,7 @@ from .config import ConfigError
 from .data import _SYNONYMS, contradiction, known_fields, read_manifest, row_utterance, unread
 from .files import SOUND_ENDINGS, files_below, length_of
 from .labels import is_empty
-from .text import ManifestError, read_text
+from .text import ManifestError, name_key, read_text
 
 # %% ../nbs/01d_sources.ipynb #names
 def pairs_of(text, flag):
@@ -61,9 +61,10 @@ def _split_name(*names):
 # %% ../nbs/01d_sources.ipynb #source
 class Source:
     "What is converted, and what is asked about it."
-    def __init__(self, source, out, audio_base_path="", columns=None):
+    def __init__(self, source, out, audio_base_path="", columns=None, named=()):
         self.path, self.out, self.columns = Path(source), out, pairs_of(columns, "columns")
         self.notes, self.splits = {}, {}                                  # reason -> names; split -> rows
+        self.named = {*map(name_key, named)}                             # emotions that are none of a gap
         self.given_base = audio_base_path
         self.base = Path(audio_base_path or (source if self.path.is_dir() else self.path.parent))
 
@@ -241,7 +242,8 @@ def _add_lines(source, file, place, head, rows):
         source.note("left out: columns without a name", file.name)
     for n, cells in rows:
         row = {f: c.strip() for name, c in zip(head, cells, strict=False) if (f := fields.get(name))}
-        for f in [f for f, text in row.items() if is_empty(f, text)]:
+        asked = name_key(row.get("emotion")) in source.named
+        for f in [f for f, text in row.items() if is_empty(f, text) and not (f == "emotion" and asked)]:
             source.note(f"left out: cells {row[f]} of {f}, read as empty", f"{file.name}:{n}")
             del row[f]
         row["audio_filepath"] = _heard_at(source, row.get("audio_filepath", ""), below)

@@ -414,8 +414,9 @@ def test_cells_that_say_nothing(tmp_path, capsys):
     assert made["notes"]["left out: cells NA of emotion, read as empty"] == 1 and made["notes"]["left out: cells None of speaker, read as empty"] == 1
     told = capsys.readouterr().out
     assert "1 left out: the emotion unknown, read as empty; --emotion_map unknown=NAME keeps it: x.csv:9\n" in told and "1 left out: cells NA of text, read as empty: x.csv:16\n" in told
-    convert(x, tmp_path / "kept", emotion_map="unknown=other")
-    assert [u.emotion for u in read_manifest(tmp_path / "kept/all.jsonl")][7:9] == ["other"] * 2
+    convert(x, tmp_path / "kept", emotion_map="unknown=other,NA=neutral")
+    kept = read_manifest(tmp_path / "kept/all.jsonl")
+    assert [u.emotion for u in kept][7:9] == ["other"] * 2 and (kept[0].emotion, kept[1].emotion, kept[0].speaker) == ("neutral", None, None)
 
 
 def test_the_audiofolder_of_the_hub(tmp_path):
