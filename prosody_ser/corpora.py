@@ -361,7 +361,8 @@ def corpus_scores(
     for r in records:
         parts.setdefault(r.get("corpus") or "(none)", []).append(r)
     if len(parts) < 2: return {}
-    return {c: score(rows) | intervals(rows)[0] | dict(n=len(rows)) for c, rows in sorted(parts.items())}
+    return {c: (found := score(rows)) | intervals(rows, scores=found)[0] | dict(n=len(rows))
+            for c, rows in sorted(parts.items())}
 
 def corpus_rows(
     scores, # from corpus_scores

@@ -307,15 +307,15 @@ def _scores_html(scores):
 
 def _scored(records, names, settings):
     "Score records and draw the intervals; an earlier calibration error comes from the logits."
-    ends, drawn = evaluation.intervals(records)
+    ends, drawn = evaluation.intervals(records, scores=(found := evaluation.score(records)))
     settings = dict(settings) | confidence.norm_as_used(settings, records) | dict(intervals=drawn)
-    if found := corpus_scores(records):
-        settings["corpora"] = found
+    if parts := corpus_scores(records):
+        settings["corpora"] = parts
     calibration = settings.get("calibration")
     if calibration and any("emotion_logits" in r for r in evaluation.with_emotion(records)):
         before = evaluation.confidence_metrics(evaluation.at_temperature(records, 1.0))["ser/ece"]
         settings["calibration"] = dict(test_ece_before=before) | calibration
-    return Scores(evaluation.score(records) | ends, records, names, settings)
+    return Scores(found | ends, records, names, settings)
 
 # %% ../nbs/07b_report.ipynb #c009
 _PAGE_BYTES = 8_000_000      # of sound on a page; what is over has no player

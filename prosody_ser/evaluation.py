@@ -278,8 +278,7 @@ def edit_counts(
     hypotheses, # decoded ones
     process=jiwer.process_words, # or jiwer.process_characters
 ) -> np.ndarray: # (N, 4) substitutions, deletions, insertions, length of the reference
-    """Edit operations of each utterance; their sum over the sum of the lengths is the error rate. A letter is
-    the same however Unicode writes it: both sides are read in the composed form (NFC)."""
+    "Edit operations of each utterance, texts in NFC; their sum over that of the lengths is the error rate."
     split = str.split if process is jiwer.process_words else list
     def one(*pair):
         reference, hypothesis = (unicodedata.normalize("NFC", text) for text in pair)
@@ -499,10 +498,11 @@ def intervals(
     records,        # from predict or read_predictions
     resamples=1000, # sets that are drawn
     seed=0,         # of the draws
+    scores=None,    # of these records, where they are known
 ):                  # dict of KEY_low and KEY_high; dict: task -> what was drawn
     "95 % bootstrap intervals of the scores; a task without a labelled row is left out."
     about, drawn = _drawn_scores(records, resamples, seed)
-    return _ends(score(records), drawn, about, 0), about
+    return _ends(scores or score(records), drawn, about, 0), about
 
 def describe_intervals(
     drawn, # from intervals
@@ -552,8 +552,7 @@ def paired_difference(
     resamples=1000, # sets that are drawn
     seed=0,         # of the draws
 ) -> dict:          # KEY, KEY_low, KEY_high of each score that both have
-    """Scores of the first minus the second, with intervals. Raises `ValueError` for other utterances,
-    or for other references of the same ones."""
+    "Scores of the first minus the second, with intervals. `ValueError`: other utterances or references."
     by = all(r.get("corpus") for r in (*records, *others))        # corpora count where both name them
     sets = [sorted((r | dict(corpus=by and r["corpus"]) for r in x), key=_row_key) for x in (records, others)]
     if [*map(_row_key, sets[0])] != [*map(_row_key, sets[1])]:

@@ -344,7 +344,7 @@ class Run(_Checkpoints):
             raise ConfigError(f"{self.folder} was trained on several corpora: give audio_base_path, the "
                               "folder of this one, or a list with one for each manifest.")
         rows, base, name = rows_of(manifest, known)
-        own |= dict(about=heard_in_training(self.best_model, rows, base or ""))
+        own["about"] = heard_in_training(self.best_model, rows, base or "") | settings.pop("about", {})
         return evaluate_model(load_checkpoint(self.best_model), rows, base,
                               output_dir or self.folder/f"evaluation_{name}", **(own | settings))
 

@@ -86,10 +86,10 @@ def _own_rows(folder):
     try:
         settings, made = map(json.loads, texts)
         base = one_folder(settings["audio_base_path"])
-        splits = read_splits(SimpleNamespace(**settings), ("train", "val"))
+        splits = read_splits(SimpleNamespace(**dict(emotion_map=None) | settings), ("train", "val"))
         return {s: _with_whole_paths(rows, base) for s, rows in splits.items()
                 if made[f"the rows of {s}_jsonl"] == rows_digest(rows_as_given(rows))}
-    except (OSError, ValueError, TypeError, LookupError, AttributeError):    # no run, or not one of ours
+    except (OSError, ValueError, TypeError, LookupError):                    # no run, or not one of ours
         return {}
 
 def heard_in_training(checkpoint_path, rows, base):

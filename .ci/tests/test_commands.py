@@ -92,6 +92,11 @@ def test_an_evaluation_on_training_rows_is_told(corpus, tmp_path):
     assert all(told in text for text in places), done.stdout + done.stderr[-2000:]
     scores = Run(tmp_path / "run").evaluate(folder / "val.jsonl", device="cpu")
     assert any("validation set too" in w for w in scores.warnings)
+    about = Run(tmp_path / "run").evaluate(folder / "val.jsonl", device="cpu", about=dict(tested="elsewhere"))      # as a cross-corpus study has it
+    assert about.settings["tested"] == "elsewhere" and about.settings["seen"] == scores.settings["seen"]
+    old = json.loads((tmp_path / "run/train_config.json").read_text())
+    (tmp_path / "run/train_config.json").write_text(json.dumps({k: v for k, v in old.items() if k != "emotion_map"}))       # of an earlier version
+    assert "seen" in Run(tmp_path / "run").evaluate(folder / "val.jsonl", device="cpu").settings
     rows = read(folder / "train.jsonl")
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
     assert told not in (done := command(*how, "--audio_base_path", folder)).stdout and done.returncode == 0, done.stderr[-2000:]
