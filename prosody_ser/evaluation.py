@@ -386,8 +386,6 @@ def score(
     return metrics | soft_counts(records)
 
 # %% ../nbs/07_evaluation.ipynb #c006
-_MIN_GROUPS = 3
-
 def _bootstrap_groups(records):  # -> (N,), dict: by, groups, note where the interval needs care
     "What the bootstrap draws, as the index of each record's group: speakers, else films, else utterances."
     rows = [(str(r["id"]), r.get("audio_filepath"), r.get("start"), r.get("end")) if "id" in r else i
@@ -396,7 +394,7 @@ def _bootstrap_groups(records):  # -> (N,), dict: by, groups, note where the int
     known, speakers = (sum(bool(r.get(k)) for r in records) for k in ("group", "speaker"))
     kinds = [("speaker", speakers == len(records)), ("speaker or film", speakers), ("film", known)]
     by = next((kind for kind, holds in kinds if holds), "utterance")
-    if n < _MIN_GROUPS:
+    if n < 3:                                                       # nothing to draw from
         note = f"only {n} {by if n == 1 else by + 's'}: nothing is known about new ones"
         owner, n = _indices(rows)
         return owner, dict(by="utterance", groups=n, note=note)
