@@ -193,9 +193,8 @@ class _Lines:
 
     def records(self):
         "The whole lines of predictions.jsonl."
-        lines = self.file.open("rb") if self.file.exists() else nullcontext([])
-        with lines as found:
-            for line in found:
+        with (self.file.open("rb") if self.file.exists() else nullcontext([])) as lines:
+            for line in lines:
                 if not line.endswith(b"\n"): return                       # a process was killed within it
                 try:
                     record = json.loads(line)
@@ -207,7 +206,7 @@ class _Lines:
 
     def _take_over(self):
         "Note what is done; leave out half a line, and lines that are to be written anew, with their files."
-        kept, wanted = [], {}                            # (path, start, end) -> keys: two folders may have it
+        kept, stale, wanted = [], [], {}                 # (path, start, end) -> keys: two folders may have it
         for key, (u, _) in self.rows.items():
             wanted.setdefault((u.audio_filepath, u.start, u.end), []).append(key)
         for record in self.records():
@@ -217,8 +216,9 @@ class _Lines:
                 self.done.add(key)
                 kept.append(_line(record))
             else:
-                for same in keys:
-                    self._remove(record, same)
+                stale += [(record, same) for same in keys]
+        for record, key in (x for x in stale if x[1] not in self.done):         # not what is another folder's
+            self._remove(record, key)
         if self.file.exists() and sum(map(len, kept)) != self.file.stat().st_size:
             write_whole(self.file, b"".join(kept))
 

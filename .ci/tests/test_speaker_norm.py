@@ -266,6 +266,12 @@ def test_two_folders_may_name_their_recordings_alike(run, corpus, command, tmp_p
     before = (tmp_path / "both/predictions.jsonl").read_bytes()
     assert len(answers("both", *manifests, more=["--resume"])) == 6
     assert (tmp_path / "both/predictions.jsonl").read_bytes() == before and len(list((tmp_path / "both").glob("*.TextGrid"))) == 6
+    how = ["--decode_method", "greedy", "--format", "textgrid", "--plot", "--out"]
+    assert len(answers("plain", *manifests)) == 6
+    files = {p: p.read_bytes() for p in (tmp_path / "plain").iterdir() if p.suffix in (".png", ".TextGrid")}
+    shutil.copy(corpus / "test5.wav", tmp_path / "c1/0.wav")             # one of the two that are called 0.wav
+    assert len(answers("plain", *manifests, more=["--resume"])) == 6
+    assert len(files) == 12 and all(p.exists() for p in files) and [p.read_bytes() == b for p, b in files.items()].count(False) <= 2
 
 
 def test_told_where_prediction_knows_no_speaker_twice(run, corpus, command):
