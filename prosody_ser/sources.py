@@ -15,8 +15,9 @@ from collections import Counter
 from importlib import import_module
 from pathlib import Path
 
+from . import data
 from .config import ConfigError
-from .data import _SYNONYMS, contradiction, known_fields, read_manifest, row_utterance, unread
+from .data import known_fields, read_manifest, row_utterance, unread
 from .files import SOUND_ENDINGS, files_below, length_of
 from .labels import is_empty
 from .text import ManifestError, name_key, read_text
@@ -37,7 +38,7 @@ _ONE_FIELD = _SYNONYMS | dict(text="words", emotion_shares="emotion")
 def _our_name(name):
     "The field that a column of some name is; times keep their names, since onset says what offset is."
     name = name.strip().lower()
-    ours = "text" if name in ("transcript", "transcription") else _SYNONYMS.get(name, name)
+    ours = "text" if name in ("transcript", "transcription") else data._SYNONYMS.get(name, name)
     return name if ours in ("start", "end") else ours
 
 def library_of(name):
@@ -124,7 +125,7 @@ class Source:
         if given.get("text") and given.get("words") not in (None, given["text"].split()):
             self.note("left out: text beside words that say something else", place)
         self.splits.setdefault(split, []).append(row_utterance(given, place, self.base))
-        if told := contradiction(known_fields(given)):
+        if told := data.contradiction(known_fields(given)):
             self.note("times that differ, of which the end counts", f"{place}: {told}")
 
 # %% ../nbs/01d_sources.ipynb #value
@@ -134,7 +135,7 @@ def _check_fields(file, fields):
     "Raise ManifestError where two columns are one field."
     same = {}
     for name, field in fields.items():
-        field = _SYNONYMS.get(field, field)
+        field = data._SYNONYMS.get(field, field)
         if field and same.setdefault(field, name) != name:
             raise ManifestError(f"{file}: the columns {same[field]!r} and {name!r} are both {field}. Say "
                                 f"which of them it is: --columns {field}=COLUMN.")
@@ -175,6 +176,8 @@ def _read_csv(source):
             _add_lines(source, file, place, head, rows)
     if idle and not source.splits:
         _need_audio(*idle.popitem())
+    for _, again, *_ in data.duplicate_rows(sum(source.splits.values(), [])) if len(tables) > 1 else ():
+        source.note("that come again; leave a table out that holds the rows of others", again.source)
 
 def _table(file):
     "Place and names of the head of a table, and its rows: (line, cells) each."

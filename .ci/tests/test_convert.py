@@ -438,7 +438,9 @@ def test_common_voice(tmp_path):
     made = convert(tmp_path / "cv", tmp_path / "o")
     assert made["notes"] == {"left out: tables without a column of audio": 1, "left out: columns that mean nothing here (--columns OURS=THEIRS)": 2}
     assert read(tmp_path / "o/val.jsonl") == [dict(audio_filepath="clips/b.wav", words=["bra", "b"], speaker="xb")]
-    (tmp_path / "cv/train.tsv").unlink(), (tmp_path / "cv/dev.tsv").unlink()
+    text(tmp_path / "cv/validated.tsv", "client_id\tpath\tsentence\nxa\ta.wav\tbra a\nxb\tb.wav\tbra b\n")
+    assert convert(tmp_path / "cv", tmp_path / "again")["notes"]["that come again; leave a table out that holds the rows of others"] == 2
+    (tmp_path / "cv/train.tsv").unlink(), (tmp_path / "cv/dev.tsv").unlink(), (tmp_path / "cv/validated.tsv").unlink()
     text(tmp_path / "cv/other.tsv", "clip\nb.wav\n")
     assert "clip_durations.tsv:1: no column holds audio or names it; there are clip, duration[ms]" in refused(tmp_path / "cv", tmp_path / "p")
     made = convert(table(tmp_path, "path,text,sentence\na.wav,bra,kɔ\n"), tmp_path / "q")
