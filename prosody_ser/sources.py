@@ -33,7 +33,7 @@ def pairs_of(text, flag):
     return {a.strip(): b.strip() for a, b in pairs}
 
 _MORE_NAMES = dict(file_name="audio_filepath", sentence="text", client_id="speaker")  # Hub, Common Voice
-_ONE_FIELD = _SYNONYMS | dict(text="words", emotion_shares="emotion")
+_ONE_FIELD = data._SYNONYMS | dict(text="words", emotion_shares="emotion")
 
 def _our_name(name):
     "The field that a column of some name is; times keep their names, since onset says what offset is."
